@@ -1,0 +1,40 @@
+"""What travels from the disk to the loss."""
+
+from typing import TypedDict
+
+from torch import Tensor
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
+
+
+class Batch(TypedDict, total=False):
+    """One batch. `data` writes the first group on the CPU, `augment` the second on the device.
+
+    `target` is a tensor of any shape or a dictionary of them (classes, colour codes, masks).
+    """
+
+    crops: list[Tensor]  # one (B, 3, S, S) uint8 per crop; video: (B, T, 3, S, S)
+    audio: Tensor  # (B, samples) float32
+    index: Tensor  # (B,) int64, position in the training set
+    label: Tensor  # (B,) int64, never read by a self-supervised loss
+    step: int  # how many batches the run has drawn before this one: the key of randomness
+    task: str  # which of a multi-task method's tasks made this batch
+
+    views: list[Tensor]  # what the loss sees: float32, normalised, any trailing shape
+    mask: Tensor  # 1 where the loss looks
+    target: Tensor | dict[str, Tensor]  # the pretext answer, if there is one
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Images (..., 3, H, W), floats in [0, 1] or uint8, to zero mean and unit variance.
+
+    Every backbone takes images normalised like this; one that was trained otherwise converts
+    inside.
+    """
+    x = x if x.is_floating_point() else x.float() / 255
+    return (x - x.new_tensor(MEAN).view(3, 1, 1)) / x.new_tensor(STD).view(3, 1, 1)
+
+
+def denormalize(x: Tensor) -> Tensor:
+    """The inverse of `normalize`: floats in [0, 1] again."""
+    return x * x.new_tensor(STD).view(3, 1, 1) + x.new_tensor(MEAN).view(3, 1, 1)

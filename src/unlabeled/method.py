@@ -1,0 +1,140 @@
+"""The one base class: a backbone, an augmentation, an optimizer, and a loss to be written."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from unlabeled import dist
+from unlabeled.batch import Batch
+from unlabeled.draws import Draws
+from unlabeled.optim import Optim
+
+
+class Method(pl.LightningModule):
+    """A self-supervised method.
+
+    A subclass writes `loss`, and
+      - `prepare` if a part's size depends on the data (memory bank, classifier),
+      - `after_step` if the paper updates anything outside the gradient step.
+    It inherits from this class only, never from another method.
+
+    Args:
+        backbone: maps images (B, 3, H, W), normalised, to features (B, backbone.dim).
+        augment: maps (Batch, Draws) to a Batch with `views`, on the device, in batches.
+        optim: builds the optimizer and its schedule from this module.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"crops", "index"})  # what `data` must give
+
+    def __init__(self, backbone: nn.Module, augment: nn.Module, optim: Optim) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.augment = augment
+        self.optim = optim
+        self.seed = 0  # the data module's, from `setup` on
+        self.step = 0  # batches drawn before this one, from the batch
+        self.seen: dict[str, Tensor] = {}  # what callbacks watch: see `watch`
+        self.backbone_config: dict[str, Any] | None = None  # kept in checkpoints
+        self.started = False  # whether set-up is over
+        self._total_steps = 1
+        self._prepared = False
+
+    # What a paper fills in.
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of the objective; their sum is minimised, each is logged."""
+
+    def prepare(self, count: int, classes: int) -> None:
+        """Builds the parts whose size depends on the data, before any device is set up.
+
+        Args:
+            count: images in the training set; indices lie in [0, count).
+            classes: number of labels, 0 if there are none.
+        """
+
+    def after_step(self) -> None:
+        """Runs once after every optimizer update, however many batches it accumulated."""
+
+    # What a paper's file may use.
+
+    @property
+    def progress(self) -> float:
+        """The share of training done, from 0 to 1."""
+        return self.global_step / self._total_steps
+
+    def draws(self, purpose: str, rows: int) -> Draws:
+        """Random numbers for this step's `rows` rows of this process."""
+        return Draws(
+            self.seed, purpose, self.step, rows=rows, rank=dist.rank(), world=dist.world_size()
+        )
+
+    def shared_draws(self, purpose: str) -> Draws:
+        """Random numbers of this step that are the same in every process (negatives)."""
+        return Draws(self.seed, purpose, self.step)
+
+    def watch(self, *, features: Tensor | None = None, embeddings: Tensor | None = None) -> None:
+        """Shows callbacks what this step computed, detached.
+
+        Args:
+            features: (B, backbone.dim), one row per image of the batch, in its order.
+            embeddings: (B, D) what the loss compares, before any gathering.
+        """
+        given = {"features": features, "embeddings": embeddings}
+        self.seen = {name: x.detach() for name, x in given.items() if x is not None}
+
+    # Lightning hooks, in the order they run.
+
+    def setup(self, stage: str) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if missing := self.needs - data.gives:
+            raise ValueError(
+                f"{type(self).__name__} needs {sorted(missing)} in every batch; "
+                f"the data gives {sorted(data.gives)}"
+            )
+        self.seed = data.seed
+        if not self._prepared:
+            self.prepare(data.count, len(data.classes))
+            self._prepared = True
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved, here = checkpoint["state_dict"], self.state_dict()
+        wrong = [
+            f"{key}: {tuple(saved[key].shape)} in the checkpoint, {tuple(here[key].shape)} here"
+            for key in sorted(saved.keys() & here.keys())
+            if saved[key].shape != here[key].shape
+        ]
+        if wrong:
+            raise ValueError(
+                "the checkpoint was made with other sizes (other data, classes or widths):\n  "
+                + "\n  ".join(wrong)
+            )
+
+    def on_train_start(self) -> None:
+        self.started = True
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.step = batch["step"]
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            batch = self.augment(batch, self.draws("augment", len(batch["index"])))
+        terms = self.loss(batch)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        self.log("train/loss", total.detach(), prog_bar=True)
+        return total
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
+
+    def configure_optimizers(self) -> Any:
+        self._total_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        accumulated = self.trainer.accumulate_grad_batches
+        batch_size = self.trainer.datamodule.batch_size * accumulated  # type: ignore[attr-defined]
+        per_epoch = max(1, self.trainer.num_training_batches // accumulated)
+        return self.optim(
+            self, batch_size=batch_size, steps=self._total_steps, steps_per_epoch=per_epoch
+        )
