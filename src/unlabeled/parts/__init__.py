@@ -1,0 +1,1 @@
+"""What two or more methods share: heads, moving averages, memories, losses, clustering."""

@@ -1,0 +1,93 @@
+"""Tiny runs of everything: composed from the real config tree, on the embedded images."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "disabled")
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml") if p.stem != "none")
+
+# What makes any method small enough for a test: its small-image settings where it has them.
+SMALL = [
+    "data=fashion_mnist_mini",
+    "data.limit=64",
+    "data.batch_size=16",
+    "backbone=resnet18_tiny",
+    "backbone.width=8",
+    "trainer=cpu",
+    "trainer.max_epochs=2",
+    "callbacks=none",
+    "evals=none",
+]
+OWN = {
+    "moco_v2": ["method.queue=40", "backbone.bn_splits=2"],
+    "pirl": ["method.negatives=24"],
+    "swav": ["method.queue=16", "method.prototypes=12"],
+    "clusterfit": ["method.clusters=5"],
+    "jigsaw": ["method.augment.permutations=10"],
+}
+
+
+def small(method: str) -> list[str]:
+    """Overrides of a tiny run of a method."""
+    has = (CONF / f"experiment/cifar10/{method}.yaml").exists()
+    chosen = [f"experiment=cifar10/{method}"] if has else [f"method={method}"]
+    return [*chosen, *SMALL, *OWN.get(method, [])]
+
+
+@pytest.fixture(scope="session")
+def compose():
+    """A function: overrides -> config, as the command line composes it."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    def composed(*overrides: str):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra_compose("train", overrides=list(overrides))
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """A checkpoint of a tiny network, for methods that start from one."""
+    import torch
+
+    from unlabeled.backbones.resnet import ResNet
+
+    config = {"_target_": "unlabeled.backbones.resnet.ResNet", "depth": 18, "width": 4}
+    config["stem"] = "small"
+    torch.manual_seed(5)
+    net = ResNet(depth=18, width=4, stem="small")
+    path = tmp_path_factory.mktemp("source") / "last.ckpt"
+    state = {f"backbone.{k}": v for k, v in net.state_dict().items()}
+    torch.save({"state_dict": state, "backbone_config": config}, path)
+    return path
+
+
+@pytest.fixture
+def tiny(compose, source):
+    """A function: method, more overrides -> (method, data, trainer), ready to fit."""
+    import pytorch_lightning as pl
+    from hydra.utils import instantiate
+
+    def made(method: str, *more: str, **trainer):
+        own = [f"method.source.path={source}"] if method == "clusterfit" else []
+        cfg = compose(*small(method), *own, *more)
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        settings = {
+            "precision": "32-true",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+        }
+        return (
+            instantiate(cfg.method),
+            instantiate(cfg.data),
+            instantiate(cfg.trainer, **{**settings, **trainer}),
+        )
+
+    return made
