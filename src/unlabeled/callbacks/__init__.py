@@ -1,0 +1,1 @@
+"""What watches a training run: checkpoints, collapse monitors, throughput, probes."""

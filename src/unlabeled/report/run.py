@@ -1,0 +1,101 @@
+"""What the files of a run say, whichever of them exist."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+Curve = list[tuple[int, float]]  # (step, value), by step
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's files, read. What is missing is empty, or None."""
+
+    folder: Path
+    config: dict[str, Any]  # resolved
+    text: str  # the config as it was written
+    choices: dict[str, str]  # group -> option, where Hydra kept them
+    curves: dict[str, Curve]
+    scores: dict[str, float]
+    details: dict[str, dict[str, Any]]
+    status: dict[str, Any]
+    neighbours: Mapping[str, np.ndarray] | None
+    embedding: Mapping[str, np.ndarray] | None
+
+    def get(self, path: str) -> Any:
+        """The config's value at a dotted path, or None."""
+        node: Any = self.config
+        for key in path.split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        return node
+
+    def choice(self, group: str) -> str:
+        """How a group was chosen on the command line, or else the name of what it builds."""
+        target = self.get(f"{group}._target_")
+        return self.choices.get(group) or str(target or "").rsplit(".", 1)[-1]
+
+
+def read(folder: Path) -> Run:
+    """Reads a run's folder.
+
+    Raises:
+        ValueError: the folder does not exist.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no run folder {folder}")
+    config, hydra = folder / ".hydra/config.yaml", folder / ".hydra/hydra.yaml"
+    text = config.read_text(encoding="utf-8") if config.exists() else ""
+    kept = _yaml(hydra.read_text(encoding="utf-8") if hydra.exists() else "")
+    choices = kept.get("hydra", {}).get("runtime", {}).get("choices", {})
+    return Run(
+        folder=folder,
+        config=_yaml(text),
+        text=text,
+        choices={str(k): str(v) for k, v in choices.items() if v is not None},
+        curves=_curves(folder / "metrics.csv"),
+        scores=_json(folder / "scores.json"),
+        details=_json(folder / "scores_details.json"),
+        status=_json(folder / "status.json"),
+        neighbours=_arrays(folder / "figures/neighbours.npz"),
+        embedding=_arrays(folder / "figures/embedding.npz"),
+    )
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text) or {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _curves(path: Path) -> dict[str, Curve]:
+    curves: dict[str, Curve] = {}
+    if not path.exists():
+        return curves
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                step = int(row.pop("step"))
+                numbers = {name: float(cell) for name, cell in row.items() if cell}
+            except (ValueError, TypeError):
+                continue  # a line that a kill cut short
+            for name, value in numbers.items():
+                if math.isfinite(value):
+                    curves.setdefault(name, []).append((step, value))
+    return {name: sorted(curve) for name, curve in curves.items()}

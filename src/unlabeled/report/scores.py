@@ -1,0 +1,118 @@
+"""Scores beside their baselines, as both the page and the terminal show them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+KINDS = ("pixels", "random", "trained")  # the columns, worst informed first
+TITLES = {"pixels": "raw pixels", "random": "random init", "trained": "trained"}
+PREFIX = {"pixels": "baseline/pixels/", "random": "baseline/random/", "trained": ""}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number and its 95 % interval, if there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def text(self, *, share: bool) -> str:
+        """The number, as a percentage where it is a share."""
+        return f"{100 * self.value:.1f} %" if share else f"{self.value:.4g}"
+
+    def spread(self, *, share: bool) -> str:
+        """Half the width of the interval."""
+        if self.low is None or self.high is None:
+            return ""
+        half = (self.high - self.low) / 2
+        return f"± {100 * half:.1f}" if share else f"± {half:.2g}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One protocol's scores of raw pixels, random initialisation and the trained backbone."""
+
+    name: str  # e.g. linear/res5/top1
+    scores: Mapping[str, Score]  # by kind
+    details: Mapping[str, Any]
+
+    @property
+    def protocol(self) -> str:
+        """The first part of the name: knn, linear."""
+        return self.name.split("/")[0]
+
+    @property
+    def stage(self) -> str:
+        """What a linear probe reads; the hyperparameters for others."""
+        return "/".join(self.name.split("/")[1:-1])
+
+    @property
+    def metric(self) -> str:
+        """The last part of the name: top1."""
+        return self.name.split("/")[-1]
+
+    @property
+    def share(self) -> bool:
+        """Whether the numbers are shares, to be shown in percent."""
+        return all(0 <= s.value <= 1 for s in self.scores.values())
+
+    def gain(self, over: str) -> float | None:
+        """How far trained is above a baseline."""
+        if "trained" not in self.scores or over not in self.scores:
+            return None
+        return self.scores["trained"].value - self.scores[over].value
+
+
+def rows(scores: Mapping[str, float], details: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """One row per protocol and stage, in the order of the scores."""
+    names: dict[str, None] = {}
+    for name in scores:
+        kind = _kind(name)
+        base = name.removeprefix(PREFIX[kind])
+        if kind == "trained" or (base not in names and not _stands_in(base)):
+            names[base] = None
+    made = []
+    for base in names:
+        keys = {kind: _key(base, kind, scores) for kind in KINDS}
+        found = {k: _score(name, scores, details) for k, name in keys.items() if name}
+        made.append(Row(base, found, details.get(keys["trained"] or "", {})))
+    return made
+
+
+def main(table: list[Row]) -> list[Row]:
+    """The rows worth a place in a short table: no top-5 where there is a top-1."""
+    names = {row.name for row in table}
+    return [r for r in table if r.metric != "top5" or r.name[:-1] + "1" not in names]
+
+
+def headline(table: list[Row]) -> list[Row]:
+    """One row per protocol: its last, the deepest stage or the largest k."""
+    return list({row.protocol: row for row in main(table) if "trained" in row.scores}.values())
+
+
+def _kind(name: str) -> str:
+    return next((k for k in ("pixels", "random") if name.startswith(PREFIX[k])), "trained")
+
+
+def _stands_in(base: str) -> bool:
+    return "pixels" in base.split("/")
+
+
+def _key(base: str, kind: str, scores: Mapping[str, float]) -> str | None:
+    """The name of the score that belongs in a row's column."""
+    name = PREFIX[kind] + base
+    if name in scores:
+        return name
+    if kind == "pixels":  # pixels have no stages: one probe of them stands beside all
+        first, *_, last = base.split("/")
+        name = f"{PREFIX[kind]}{first}/pixels/{last}"
+        return name if name in scores else None
+    return None
+
+
+def _score(
+    name: str, scores: Mapping[str, float], details: Mapping[str, Mapping[str, Any]]
+) -> Score:
+    low, high = details.get(name, {}).get("ci95") or (None, None)
+    return Score(scores[name], low, high)

@@ -1,0 +1,42 @@
+"""The last thing a run prints."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from unlabeled.report.run import read
+from unlabeled.report.scores import KINDS, TITLES, main, rows
+
+
+def show(run: Path, *, console: Console | None = None) -> None:
+    """Prints a run's scores: raw pixels, random initialisation and trained, side by side."""
+    console = console or Console()
+    found = read(run)
+    table = Table(title="Scores, with 95 % intervals", title_justify="left")
+    table.add_column("protocol", no_wrap=True)
+    for kind in KINDS:
+        table.add_column(TITLES[kind], justify="right", no_wrap=True)
+    table.add_column("gain", justify="right", no_wrap=True)
+    last = ""
+    for row in main(rows(found.scores, found.details)):
+        if last and row.protocol != last:
+            table.add_section()
+        last = row.protocol
+        cells = []
+        for kind in KINDS:
+            score = row.scores.get(kind)
+            text = "–" if score is None else score.text(share=row.share)
+            spread = "" if score is None else score.spread(share=row.share)
+            style = "[bold]" if kind == "trained" and score else ""
+            cells.append(f"{style}{text}{'[/]' if style else ''} [dim]{spread}[/]".rstrip())
+        gain = row.gain("random")
+        if gain is None:
+            cells.append("–")
+        else:
+            text = f"{100 * gain:+.1f}" if row.share else f"{gain:+.3g}"
+            cells.append(f"[{'green' if gain > 0 else 'red'}]{text}[/]")
+        table.add_row(escape(row.name), *cells)
+    if table.row_count:
+        console.print(table)
