@@ -11,7 +11,7 @@ SRC = ROOT / "src/unlabeled"
 FILES = sorted(SRC.rglob("*.py"))
 NAMES = [str(f.relative_to(SRC)) for f in FILES]
 
-COMMAND_LINE = {"cli", "help", "config", "overrides", "annotations", "explain"}
+COMMAND_LINE = {"annotations", "cli", "config", "explain", "help", "overrides", "tree"}
 
 # folder or file -> what it may import from this package; anything else is an error
 MAY_IMPORT = {

@@ -1,0 +1,186 @@
+"""Pretrain a backbone by a method, then evaluate it.
+
+    unlabeled method=barlow_twins backbone=resnet50 data=imagenet evals=standard
+    unlabeled method=none backbone=checkpoint backbone.path=RUN evals=standard
+
+Everything heavy is imported where it is used, so that `--help` costs no more than Hydra.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    del sys.path[0]  # run as a script: this folder's names must not hide other packages
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from unlabeled.cli import building, launch
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from torch import nn
+
+    from unlabeled.folder import Folder
+
+
+def run(cfg: DictConfig, out: Path) -> dict[str, float]:
+    """One run: config in, scores out; what it makes lies in the folder `out`."""
+    import copy
+
+    import pytorch_lightning as pl
+    from hydra.utils import instantiate
+
+    from unlabeled.folder import Folder, plain
+    from unlabeled.report import html, terminal
+
+    with Folder(out, cfg) as folder:
+        with building():
+            pl.seed_everything(cfg.seed, workers=True, verbose=False)
+            data = instantiate(cfg.data)
+            data.setup("fit")
+            evals = {name: instantiate(node) for name, node in cfg.evals.items()}
+            todo = {name: e for name, e in evals.items() if not folder.has_scores(str(name))}
+            trainer = _trainer(cfg, folder)
+            if cfg.method:
+                method = instantiate(cfg.method)
+                method.backbone_config = plain(cfg.backbone)
+                backbone, random = method.backbone, copy.deepcopy(method.backbone)
+            else:
+                method, backbone = None, instantiate(cfg.backbone)
+                random = _random_twin(cfg, backbone)
+        if method is not None:
+            _fit(cfg, folder, trainer, method, data)
+        scores = _evaluate(cfg, folder, todo, backbone, random, data, trainer)
+        first = trainer.is_global_zero
+    if first:
+        html.write(out)
+        terminal.show(out)
+    return scores
+
+
+def _fit(
+    cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, data: Any
+) -> None:
+    checkpoint = folder.checkpoint(cfg.resume)
+    if checkpoint is not None and folder.trained:
+        folder.load(method.backbone, checkpoint)
+        return
+    try:
+        trainer.fit(method, data, ckpt_path=checkpoint, weights_only=True)
+    except Exception:
+        if method.started:
+            raise
+        with building():  # what set-up refuses is wrong input
+            raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    folder.mark_trained()
+
+
+def _trainer(cfg: DictConfig, folder: "Folder") -> "pl.Trainer":
+    from hydra.utils import instantiate
+
+    from unlabeled.callbacks.metrics import MetricsCSV
+
+    loggers = [MetricsCSV(folder.path)]
+    loggers += [instantiate(node)(folder=folder.path) for node in cfg.logger.values()]
+    return instantiate(
+        cfg.trainer,
+        precision=_precision(cfg.trainer.precision, cfg.trainer.accelerator),
+        callbacks=[instantiate(node) for node in cfg.callbacks.values()],
+        logger=loggers,
+        default_root_dir=str(folder.path),
+        enable_checkpointing=True,
+    )
+
+
+def _precision(asked: str, accelerator: str) -> str:
+    """bf16-mixed where the device computes bfloat16 faster than float32, else 32-true."""
+    import torch
+
+    if asked != "auto":
+        return asked
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    # AVX-512 without its bfloat16 instructions only emulates them, slower than float32
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if fast else "32-true"
+
+
+def _random_twin(cfg: DictConfig, backbone: "nn.Module") -> "nn.Module":
+    """The architecture of a backbone that was loaded, at random initialisation."""
+    from unlabeled.backbones.load import fresh
+    from unlabeled.folder import plain
+
+    return fresh(getattr(backbone, "config", None) or plain(cfg.backbone))
+
+
+def _evaluate(
+    cfg: DictConfig,
+    folder: "Folder",
+    todo: dict[Any, Any],
+    backbone: "nn.Module",
+    random: "nn.Module",
+    data: Any,
+    trainer: "pl.Trainer",
+) -> dict[str, float]:
+    import json
+
+    import numpy as np
+
+    from unlabeled.callbacks.stages import stages
+    from unlabeled.evaluate import figures
+    from unlabeled.evaluate.suite import evaluate
+
+    path = folder.path / "scores.json"
+    if todo:
+        with building(), stages() as progress:
+            scores = evaluate(
+                todo,
+                backbone=backbone,
+                data=data,
+                out=folder.path,
+                seed=cfg.seed,
+                device=trainer.strategy.root_device,
+                random_backbone=random if cfg.baselines else None,
+                pixels=cfg.baselines,
+                progress=progress,
+                epoch=trainer.current_epoch if cfg.method else None,
+                explicit=_named(cfg),
+            )
+        if trainer.is_global_zero:
+            scores.write(folder.path)
+            for name, reason in scores.skipped.items():
+                print(f"skipped the evaluation {name}: {reason}")
+            features = figures.final(folder.path, backbone, data)
+            if features is not None:
+                (folder.path / "figures").mkdir(exist_ok=True)
+                near = figures.neighbours(features, data, seed=cfg.seed)
+                np.savez_compressed(folder.path / "figures/neighbours.npz", **near)
+                labels = data.labels("test")
+                dots = figures.embedding(features, labels, classes=data.classes, seed=cfg.seed)
+                np.savez_compressed(folder.path / "figures/embedding.npz", **dots)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _named(cfg: DictConfig) -> bool:
+    """Whether evaluations were chosen by name, so that one that cannot run is an error."""
+    chosen = HydraConfig.get().runtime.choices.get("evals") if HydraConfig.initialized() else None
+    return chosen != "all"
+
+
+def main() -> None:
+    """The console script `unlabeled`."""
+    launch(_task)
+
+
+def _task(cfg: DictConfig) -> float | None:
+    scores = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+    objective = OmegaConf.select(cfg, "objective")
+    return scores.get(objective) if objective else None  # what a sweeper maximises
+
+
+if __name__ == "__main__":
+    main()
