@@ -1,0 +1,1 @@
+"""Evaluations: settings in, scores and figures out."""

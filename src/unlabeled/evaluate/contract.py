@@ -1,0 +1,98 @@
+"""What an evaluation is given, what it returns, and what it expects of the data."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from unlabeled.batch import Batch
+
+Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+
+
+class Request(NamedTuple):
+    """One set of features: a stage's maps, averaged over a grid of `grid` x `grid` cells."""
+
+    stage: str  # one of backbone.stages, or "final": what forward returns
+    grid: int = 1
+
+
+FINAL = Request("final")
+
+
+@runtime_checkable
+class Data(Protocol):
+    """The part of a data module that evaluations use."""
+
+    classes: Sequence[str]
+
+    def has(self, split: str) -> bool: ...
+    def size(self, split: str) -> int: ...
+    def labels(self, split: str) -> Tensor | None: ...
+    def selection(self) -> tuple[Tensor, Tensor]: ...
+    def split_hash(self) -> str: ...
+    def fingerprint(self, split: str) -> str: ...
+    def thumbnail(self, split: str, position: int) -> Tensor: ...
+    def scan(
+        self, split: str, start: int = 0, stop: int | None = None, batch_size: int = 256
+    ) -> Iterable[Batch]: ...
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a backbone makes of one image."""
+
+    maps: Mapping[str, tuple[int, int, int]]  # (channels, height, width) of every stage, in order
+    dim: int  # of what forward returns
+    pooled: bool  # whether forward returns the average of the last stage's map
+
+    def resolve(self, request: Request) -> Request:
+        """The request under the one name its features are kept by."""
+        return Request(list(self.maps)[-1]) if request == FINAL and self.pooled else request
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one backbone gives an evaluation: cached features, labels and the split to choose on."""
+
+    splits: Mapping[str, Mapping[Request, Tensor]]  # (n, channels, grid, grid) each
+    labels: Mapping[str, Tensor]  # (n,) int64 of each split
+    classes: int
+    selection: tuple[Tensor, Tensor]  # positions in the training set: to fit on, to choose on
+    shapes: Shapes
+    seed: int
+    device: torch.device
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores under names like `k20_t0.07/top1`, and under each name what must stand beside it.
+
+    Args:
+        scores: numbers; accuracies are shares in [0, 1].
+        details: protocol, stage, hyperparameters and selection of every score.
+        per_image: values (n,) whose mean is the score, for the bootstrap; a score that is not
+            a mean over images has its own `ci95` in its details instead.
+    """
+
+    scores: Mapping[str, float]
+    details: Mapping[str, dict[str, Any]]
+    per_image: Mapping[str, Tensor]
+
+
+class Evaluation(Protocol):
+    """Settings in, one call, scores out."""
+
+    data: Data | None  # its own data module, or the run's
+    splits: frozenset[str]  # the splits it reads, of "train" and "test"
+
+    def requests(self, shapes: Shapes) -> set[Request]:
+        """The features it needs of a backbone."""
+        ...
+
+    def __call__(self, features: Features) -> Result:
+        """Trains whatever heads it has and scores the features."""
+        ...

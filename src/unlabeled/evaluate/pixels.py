@@ -1,0 +1,44 @@
+"""The baseline that has learned nothing: the pixels themselves."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled.batch import denormalize
+
+
+class Pixels(nn.Module):
+    """An image's values in [0, 1] as its features, downscaled to at most 32 x 32.
+
+    Args:
+        side: every image is resized to this; None keeps those of at most 32 as they are.
+    """
+
+    def __init__(self, *, side: int | None = None) -> None:
+        super().__init__()
+        if side is not None and side < 1:
+            raise ValueError(f"side must be at least 1 pixel, got {side}")
+        self.side = side
+        self._dim = None if side is None else 3 * side * side
+
+    @property
+    def dim(self) -> int:
+        """Width of the features, known from the first image on where no side is given."""
+        if self._dim is None:
+            raise ValueError("Pixels(side=None) has no width before it saw an image")
+        return self._dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = denormalize(x)
+        size = [self.side or min(32, s) for s in x.shape[-2:]]
+        if size != list(x.shape[-2:]):
+            x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+        flat = x.flatten(1)
+        self._dim = flat.shape[1]
+        return flat
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """One stage, `pixels`, whose channels are the values and whose map is 1 x 1."""
+        return {"pixels": self(x)[:, :, None, None]}
+
+    def extra_repr(self) -> str:
+        return f"side={self.side}"

@@ -1,0 +1,73 @@
+"""The scores of a run: numbers that cannot be without what they mean."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+BESIDE = (  # what every score carries
+    "protocol",
+    "stage",
+    "hyperparameters",
+    "selection",
+    "split_hash",
+    "seed",
+    "epoch",
+    "n",
+    "ci95",
+    "baselines",
+)
+
+
+class Scores:
+    """Scores by name, the details of each, and the evaluations that could not run.
+
+    Accuracies are shares in [0, 1].
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+        self._details: dict[str, dict[str, Any]] = {}
+        self.skipped: dict[str, str] = {}  # evaluation -> reason
+        self.finished: list[str] = []  # evaluations whose scores are here
+
+    @property
+    def values(self) -> dict[str, float]:
+        """A copy: scores come in through `add` only."""
+        return dict(self._values)
+
+    @property
+    def details(self) -> dict[str, dict[str, Any]]:
+        return {name: dict(details) for name, details in self._details.items()}
+
+    def add(self, name: str, value: float, details: dict[str, Any]) -> None:
+        """One score and what must stand beside it."""
+        if missing := [key for key in BESIDE if key not in details]:
+            raise ValueError(f"the score {name} needs {missing} in its details")
+        if not math.isfinite(value):
+            raise ValueError(f"the score {name} is {value}, which is no number to report")
+        json.dumps(details, allow_nan=False)  # else the file would fail, after all the work
+        self._values[name], self._details[name] = float(value), dict(details)
+
+    def write(self, folder: Path) -> None:
+        """`scores.json` and `scores_details.json`, each whole or not at all.
+
+        Scores of evaluations that are not among these stay in the files.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, new in (
+            ("scores_details.json", self._details),
+            ("scores.json", self._values),  # last: whoever finds it finds the details
+        ):
+            path = folder / file
+            old = json.loads(path.read_text()) if path.exists() else {}
+            kept = {name: x for name, x in old.items() if evaluation_of(name) not in self.finished}
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(json.dumps({**kept, **new}, indent=2, allow_nan=False) + "\n")
+            partial.replace(path)
+
+
+def evaluation_of(name: str) -> str:
+    """The evaluation that a score belongs to: `knn` of `baseline/random/knn/k20_t0.07/top1`."""
+    parts = name.split("/")
+    return parts[2] if parts[0] == "baseline" else parts[0]
