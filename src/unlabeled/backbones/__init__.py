@@ -1,0 +1,1 @@
+"""Backbones: modules with `.dim` and, where the architecture has them, `.stages(x)`."""

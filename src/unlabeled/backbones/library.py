@@ -1,0 +1,118 @@
+"""Any model of torchvision or timm by name, without its classifier."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+from torchvision import models as zoo
+
+from unlabeled.backbones.wrapped import (
+    IMAGENET,
+    Library,
+    Timm,
+    Torchvision,
+    timm_stages,
+    torchvision_stages,
+)
+
+HEADS = ("fc", "classifier", "heads", "head")  # where torchvision's models keep the classifier
+
+
+def torchvision(name: str, *, weights: str | None = None) -> Library:
+    """A classification model of torchvision without its last linear layer.
+
+    Args:
+        name: e.g. "resnet50"; see `torchvision.models.list_models`.
+        weights: pretrained weights by name, e.g. "DEFAULT" or "IMAGENET1K_V2"; none: random.
+    """
+    names = zoo.list_models(module=zoo)
+    if name not in names:
+        raise ValueError(_unknown("torchvision model", name, names))
+    settings: dict[str, Any] = {}
+    size, (mean, std) = 224, IMAGENET
+    if weights is not None:
+        known = zoo.get_model_weights(name).__members__
+        if weights not in known:
+            raise ValueError(_unknown(f"weights of {name}", weights, list(known)))
+        settings["weights"] = known[weights]
+        preset = known[weights].transforms()
+        size, mean, std = preset.crop_size[0], tuple(preset.mean), tuple(preset.std)
+    elif name in ("googlenet", "inception_v3"):
+        settings = {"aux_logits": False, "init_weights": True}
+    try:
+        model = strip(zoo.get_model(name, **settings))
+    except OSError as error:
+        raise ValueError(_offline(f"{name} weights={weights}", error)) from error
+    kind = Library if torchvision_stages(model) is None else Torchvision
+    config = {"_target_": f"{__name__}.torchvision", "name": name, "weights": weights}
+    return kind(model, size=size, mean=mean, std=std, config=config)
+
+
+def timm(name: str, *, pretrained: bool = False, image_size: int | None = None) -> Library:
+    """A model of timm without its classifier.
+
+    Args:
+        name: e.g. "resnet50" or, with the tag of its weights, "resnet50.a1_in1k"; see
+            `timm.list_models`.
+        pretrained: downloads its weights.
+        image_size: side in pixels, for models of a fixed image size (vision transformers);
+            none: the model's own.
+    """
+    import timm as library  # slow, and only models of timm need it
+
+    if not library.is_model(name):
+        raise ValueError(_unknown("timm model", name, library.list_models()))
+    sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    try:
+        model: Any = library.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+    except TypeError as error:
+        if image_size is None or "img_size" not in str(error):
+            raise
+        raise ValueError(f"{name} takes images of any size: leave out image_size") from error
+    except OSError as error:
+        raise ValueError(_offline(f"{name} pretrained=true", error)) from error
+    except RuntimeError as error:  # a tag or weights that timm does not have
+        raise ValueError(f"timm model {name!r}: {error}") from error
+    own = model.pretrained_cfg
+    config = {"_target_": f"{__name__}.timm", "name": name, "pretrained": pretrained}
+    kind = Timm if timm_stages(model) and hasattr(model, "forward_intermediates") else Library
+    return kind(
+        model,
+        size=image_size or own["input_size"][-1],
+        mean=tuple(own["mean"]),
+        std=tuple(own["std"]),
+        config=config | {"image_size": image_size},
+    )
+
+
+def strip(model: nn.Module) -> nn.Module:
+    """A torchvision model without its last linear layer and the dropout around it, in place."""
+    if getattr(model, "aux_logits", False):
+        model.aux_logits = False  # type: ignore[assignment]
+        for auxiliary in ("AuxLogits", "aux1", "aux2"):
+            setattr(model, auxiliary, None)
+    if isinstance(getattr(model, "dropout", None), nn.Dropout):
+        model.dropout = nn.Identity()
+    name = next(name for name in HEADS if isinstance(getattr(model, name, None), nn.Module))
+    head = getattr(model, name)
+    if not isinstance(head, nn.Sequential):
+        setattr(model, name, nn.Identity())
+        return model
+    layers = list(head.named_children())
+    last = [child for child, x in layers if isinstance(x, (nn.Linear, nn.Conv2d))][-1]
+    for child, layer in layers:
+        if child == last or isinstance(layer, nn.Dropout):
+            setattr(head, child, nn.Identity())
+    return model
+
+
+def _unknown(what: str, name: str, names: list[str]) -> str:
+    near = get_close_matches(name, names, n=5, cutoff=0.5)
+    return f"no {what} {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
+
+
+def _offline(what: str, error: OSError) -> str:
+    return (
+        f"cannot download {what}: {error}. Download the file elsewhere and use "
+        "backbone=checkpoint backbone.path=FILE"
+    )

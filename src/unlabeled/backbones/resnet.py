@@ -1,0 +1,127 @@
+"""ResNets (He et al., 2016) whose parameters have torchvision's names."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from unlabeled.backbones.norm import Norm, norm_layer
+
+BLOCKS = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """A ResNet without classifier: the features are the global average of its last stage.
+
+    With the defaults its state dict is that of torchvision's `resnet{depth}` without `fc`.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        width: channels after the stem; every other width is a multiple of it. 128 is the
+            "2x" of SimCLR and BYOL.
+        stem: "imagenet" (7x7 stride 2, max-pool) or "small" (3x3 stride 1, no max-pool) for
+            images of about 32 pixels.
+        norm: "batch", "sync" (over processes), "group" or "none".
+        bn_splits: statistics over this many parts of the batch, as on as many devices.
+        zero_init_residual: every block starts as the identity (Goyal et al., 2017).
+        widen: factor of the inner width of bottlenecks only; 2 is `wide_resnet50_2`.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 50,
+        width: int = 64,
+        stem: Literal["imagenet", "small"] = "imagenet",
+        norm: Norm = "batch",
+        bn_splits: int = 1,
+        zero_init_residual: bool = False,
+        widen: int = 1,
+    ) -> None:
+        super().__init__()
+        if depth not in BLOCKS:
+            raise ValueError(f"depth must be one of {list(BLOCKS)}, got {depth}")
+        if width < 1 or widen < 1:
+            raise ValueError(f"width and widen must be at least 1, got {width} and {widen}")
+        if stem not in ("imagenet", "small"):
+            raise ValueError(f"stem must be imagenet or small, got {stem!r}")
+        block, counts = BLOCKS[depth]
+        if widen > 1 and block is BasicBlock:
+            raise ValueError(f"widen={widen} needs bottlenecks (depth 50 or more), got {depth}")
+        if zero_init_residual and norm == "none":
+            raise ValueError("zero_init_residual needs a norm with weights, got norm=none")
+        self.config: dict[str, Any] = {
+            "_target_": "unlabeled.backbones.resnet.ResNet",
+            "depth": depth,
+            "width": width,
+            "stem": stem,
+            "norm": norm,
+            "bn_splits": bn_splits,
+            "zero_init_residual": zero_init_residual,
+            "widen": widen,
+        }
+        layer = norm_layer(norm, bn_splits)
+        small = stem == "small"
+        kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
+        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding, bias=False)
+        self.bn1 = layer(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
+        make = partial(_layer, block, norm=layer, base_width=64 * widen)
+        wide = width * block.expansion
+        self.layer1 = make(width, width, counts[0], stride=1)
+        self.layer2 = make(wide, width * 2, counts[1], stride=2)
+        self.layer3 = make(wide * 2, width * 4, counts[2], stride=2)
+        self.layer4 = make(wide * 4, width * 8, counts[3], stride=2)
+        self.dim = wide * 8
+        self._initialise(zero_init_residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, C, h, w): conv1 (after norm and ReLU, before the max-pool), res2 to res5."""
+        maps = {"conv1": self.relu(self.bn1(self.conv1(x)))}
+        maps["res2"] = self.layer1(self.maxpool(maps["conv1"]))
+        maps["res3"] = self.layer2(maps["res2"])
+        maps["res4"] = self.layer3(maps["res3"])
+        maps["res5"] = self.layer4(maps["res4"])
+        return maps
+
+    def _initialise(self, zero_init_residual: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init_residual and isinstance(module, (BasicBlock, Bottleneck)):
+                last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+                nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+
+
+def _layer(
+    block: type[BasicBlock] | type[Bottleneck],
+    inplanes: int,
+    planes: int,
+    count: int,
+    *,
+    stride: int,
+    norm: Callable[[int], nn.Module],
+    base_width: int,
+) -> nn.Sequential:
+    wide = planes * block.expansion
+    shortcut = None
+    if stride != 1 or inplanes != wide:
+        shortcut = nn.Sequential(nn.Conv2d(inplanes, wide, 1, stride, bias=False), norm(wide))
+    make = partial(block, base_width=base_width, norm_layer=norm)
+    first = make(inplanes, planes, stride, shortcut)
+    return nn.Sequential(first, *(make(wide, planes) for _ in range(1, count)))

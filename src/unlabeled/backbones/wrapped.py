@@ -1,0 +1,127 @@
+"""Other libraries' models behind the interface of a backbone."""
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torchvision import models as zoo
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what backbones are given
+STAGES = ("conv1", "res2", "res3", "res4", "res5")
+TORCHVISION_STAGES = (
+    ("relu", "layer1", "layer2", "layer3", "layer4"),  # ResNets
+    ("stem", *(f"trunk_output.block{i}" for i in range(1, 5))),  # RegNets
+)
+TIMM_STAGES = (
+    ("act1", "layer1", "layer2", "layer3", "layer4"),  # ResNets
+    ("stem", "s1", "s2", "s3", "s4"),  # RegNets
+)
+
+
+class Library(nn.Module):
+    """Another library's model as a backbone: images in, features (B, dim) out.
+
+    Args:
+        model: a model without classifier.
+        size: side in pixels of an image that it takes.
+        mean: RGB mean that the model's images are normalised with.
+        std: likewise.
+        config: what builds this backbone again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model, self.size, self.config = model, size, config
+        # x = (pixel - ours) / s, and (pixel - mean) / std = x * s / std + (ours - mean) / std
+        ours, s, m, d = (torch.tensor(v).view(3, 1, 1) for v in (*IMAGENET, mean, std))
+        self.converts = (tuple(mean), tuple(std)) != IMAGENET
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", s / d, persistent=False)
+        self.register_buffer("shift", (ours - m) / d, persistent=False)
+        self.dim = self._measure()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _vector(self.model(self.to_own(x)))
+
+    def to_own(self, x: Tensor) -> Tensor:
+        """ImageNet-normalised images in the model's own normalisation."""
+        return x * self.scale + self.shift if self.converts else x
+
+    def _measure(self) -> int:
+        # Shapes only, whatever the size of the model: nothing is computed on `meta`.
+        named = chain(self.named_parameters(), self.named_buffers())
+        shapes = {name: torch.empty_like(x, device="meta") for name, x in named}
+        self.eval()
+        with torch.no_grad():
+            x = torch.zeros(1, 3, self.size, self.size, device="meta")
+            features = functional_call(self, shapes, (x,))
+        self.train()
+        return features.shape[1]
+
+
+class Torchvision(Library):
+    """A ResNet or RegNet of torchvision: its stages are the outputs of named modules."""
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, C, h, w): conv1 (the stem, before a max-pool), res2 to res5."""
+        maps: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            return lambda _module, _inputs, output: maps.update({name: output})
+
+        paths = torchvision_stages(self.model) or ()
+        named = [(name, self.model.get_submodule(p)) for name, p in zip(STAGES, paths, strict=True)]
+        hooks = [module.register_forward_hook(keep(name)) for name, module in named]
+        try:
+            self.model(self.to_own(x))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return maps
+
+
+class Timm(Library):
+    """A model of timm that gives its intermediate maps."""
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, C, h, w): conv1, res2 to res5 of ResNets and RegNets; else stage1, stage2, ...
+
+        Where something follows the last stage (a norm, a class token), `head` comes last: the
+        features as a map of one position.
+        """
+        model: Any = self.model
+        last, maps = model.forward_intermediates(self.to_own(x))
+        if timm_stages(model) in TIMM_STAGES and maps[-1].shape[1] == self.dim:
+            return dict(zip(STAGES, maps, strict=True))
+        features = _vector(model.forward_head(last))
+        named = {f"stage{i}": x for i, x in enumerate(maps, 1)}
+        return named | {"head": features[:, :, None, None]}
+
+
+def torchvision_stages(model: nn.Module) -> tuple[str, ...] | None:
+    """The modules of a torchvision model whose outputs are its STAGES, if it has such."""
+    if isinstance(model, zoo.ResNet):
+        return TORCHVISION_STAGES[0]
+    return TORCHVISION_STAGES[1] if isinstance(model, zoo.RegNet) else None
+
+
+def timm_stages(model: Any) -> tuple[str, ...]:
+    """The modules of a timm model that `forward_intermediates` gives."""
+    return tuple(str(info["module"]) for info in getattr(model, "feature_info", ()))
+
+
+def _vector(x: Tensor) -> Tensor:
+    """Features (B, D) of maps (B, D, h, w), which some models without classifier give."""
+    return x.mean((2, 3)) if x.ndim == 4 else x.flatten(1)

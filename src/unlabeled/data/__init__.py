@@ -1,0 +1,1 @@
+"""The CPU half: from files to uint8 crops."""

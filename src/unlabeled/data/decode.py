@@ -1,0 +1,200 @@
+"""From an image to uint8 crops: one by one in workers, or whole batches on the device.
+
+Both ways crop the same boxes for the same numbers. They are given different keys, (seed, epoch,
+index) and (seed, step), so the tiers of a data set show a run different crops.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unlabeled.data.resample import FILTERS, TRIES, Axis, boxes, resample, short_side
+from unlabeled.draws import Draws, to
+
+Interpolation = Literal["bilinear", "bicubic"]
+PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class Decode(Protocol):
+    """An image in, its crops out. `repr` says everything that decides their pixels."""
+
+    def __call__(self, image: Image.Image, *key: int | str) -> list[Tensor]:
+        """Crops (3, S, S) uint8 of one RGB image; `key` fixes what is random."""
+        ...
+
+    def batched(self, images: Tensor, draws: Draws) -> list[Tensor]:
+        """Crops (B, 3, S, S) uint8 of images (B, 3, H, W) uint8, on their device."""
+        ...
+
+
+class Crops:
+    """`count` random resized crops of an image, with torchvision's distribution of boxes.
+
+    Args:
+        size: side of a crop in pixels.
+        count: crops of each image, drawn independently.
+        scale: lowest and highest share of the image's area.
+        ratio: lowest and highest width / height of the box.
+        interpolation: "bilinear" or "bicubic", antialiased.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        count: int = 1,
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
+        if size < 1 or count < 1:
+            raise ValueError(f"size and count must be at least 1, got {size} and {count}")
+        self.size, self.count = size, count
+        self.scale, self.ratio = _range(scale, "scale"), _range(ratio, "ratio")
+        if self.scale[1] > 1:
+            raise ValueError(f"scale is a share of the image's area, at most 1, got {self.scale}")
+        self.interpolation = _filter(interpolation)
+
+    def __call__(self, image: Image.Image, *key: int | str) -> list[Tensor]:
+        crops = []
+        for i in range(self.count):
+            box = self.boxes(Draws(*key, i), image.height, image.width)
+            top, left, height, width = box[0].tolist()
+            crop = image.crop((left, top, left + width, top + height))
+            crops.append(_pixels(crop.resize((self.size, self.size), PILLOW[self.interpolation])))
+        return crops
+
+    def batched(self, images: Tensor, draws: Draws) -> list[Tensor]:
+        height, width = images.shape[-2:]
+        crops = []
+        for i in range(self.count):
+            box = to(self.boxes(draws.fork(i), height, width), images.device)
+            top, left, h, w = box.unbind(1)
+            down, across = Axis(top, h, self.size), Axis(left, w, self.size)
+            crops.append(resample(images, self.size, down, across, self.interpolation))
+        return crops
+
+    def boxes(self, draws: Draws, height: int, width: int) -> Tensor:
+        """(B, 4) int64: top, left, height, width of one random box per row of the draws."""
+        return boxes(draws.uniform(TRIES, 4), height, width, self.scale, self.ratio)
+
+    def __repr__(self) -> str:
+        return (
+            f"Crops(size={self.size}, count={self.count}, scale={self.scale}, "
+            f"ratio={self.ratio}, interpolation={self.interpolation!r})"
+        )
+
+
+class RandomCrop:
+    """`count` squares cut anywhere out of the image, after its short side became `resize`.
+
+    The arguments are those of `Crops`; `resize` is `size` if None.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        resize: int | None = None,
+        count: int = 1,
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
+        if size < 1 or count < 1:
+            raise ValueError(f"size and count must be at least 1, got {size} and {count}")
+        self.size, self.count = size, count
+        self.resize = size if resize is None else resize
+        if self.resize < size:
+            raise ValueError(f"resize={resize} is smaller than the crop, size={size}")
+        self.interpolation = _filter(interpolation)
+
+    def __call__(self, image: Image.Image, *key: int | str) -> list[Tensor]:
+        height, width = short_side(image.height, image.width, self.resize)
+        image = image.resize((width, height), PILLOW[self.interpolation])
+        crops = []
+        for i in range(self.count):
+            top, left = self.corners(Draws(*key, i), height, width)[0].tolist()
+            crops.append(_pixels(image.crop((left, top, left + self.size, top + self.size))))
+        return crops
+
+    def batched(self, images: Tensor, draws: Draws) -> list[Tensor]:
+        height, width = images.shape[-2:]
+        if height == width == self.resize == self.size:
+            return [images.contiguous()] * self.count
+        tall, wide = short_side(height, width, self.resize)
+        zero = torch.zeros(len(images), device=images.device)
+        crops = []
+        for i in range(self.count):
+            top, left = to(self.corners(draws.fork(i), tall, wide), images.device).unbind(1)
+            down = Axis(zero, zero + height, tall, top)
+            across = Axis(zero, zero + width, wide, left)
+            crops.append(resample(images, self.size, down, across, self.interpolation))
+        return crops
+
+    def corners(self, draws: Draws, height: int, width: int) -> Tensor:
+        """(B, 2) int64: top and left of one square per row of the draws."""
+        room = torch.tensor([height - self.size + 1, width - self.size + 1])
+        return (draws.uniform(2) * room).long()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(size={self.size}, resize={self.resize}, count={self.count}, "
+            f"interpolation={self.interpolation!r})"
+        )
+
+
+class Center(RandomCrop):
+    """The central square, after the short side became `resize` (`size` if None): to evaluate."""
+
+    def __init__(
+        self, *, size: int, resize: int | None = None, interpolation: Interpolation = "bilinear"
+    ) -> None:
+        super().__init__(size=size, resize=resize, interpolation=interpolation)
+
+    def corners(self, draws: Draws, height: int, width: int) -> Tensor:
+        """(B, 2) int64: top and left of the centre, rounded as torchvision's `center_crop`."""
+        corner = torch.tensor([round((height - self.size) / 2), round((width - self.size) / 2)])
+        return corner.expand(draws.rows, 2)
+
+
+class Several:
+    """The crops of several decodes of one image, one after the other.
+
+    `parts` maps names, which are for overrides only (`decode.parts.local.size=40`), to decodes.
+    """
+
+    def __init__(self, *, parts: Mapping[str, Decode]) -> None:
+        if not parts:
+            raise ValueError("parts is empty: name at least one decode")
+        self.parts = dict(parts.items())
+
+    def __call__(self, image: Image.Image, *key: int | str) -> list[Tensor]:
+        parts = enumerate(self.parts.values())
+        return [crop for i, part in parts for crop in part(image, *key, f"part{i}")]
+
+    def batched(self, images: Tensor, draws: Draws) -> list[Tensor]:
+        parts = enumerate(self.parts.values())
+        return [x for i, part in parts for x in part.batched(images, draws.fork(f"part{i}"))]
+
+    def __repr__(self) -> str:
+        return f"Several({', '.join(map(repr, self.parts.values()))})"
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _range(values: Sequence[float], name: str) -> tuple[float, float]:
+    low, high = (float(v) for v in values) if len(values) == 2 else (0.0, 0.0)
+    if not 0 < low <= high:
+        raise ValueError(f"{name} must be [low, high] with 0 < low <= high, got {list(values)}")
+    return low, high
+
+
+def _filter(name: str) -> Interpolation:
+    if name not in FILTERS:
+        raise ValueError(f"interpolation must be one of {sorted(FILTERS)}, got {name!r}")
+    return name  # type: ignore[return-value]

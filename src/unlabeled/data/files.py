@@ -1,0 +1,124 @@
+"""The list of image files under a folder, kept in a cache because walking millions takes long."""
+
+import hashlib
+import os
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+EXTENSIONS = frozenset(
+    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
+)
+FORMAT = "1"  # of the cache file
+SETTLED = 1.0  # seconds: a folder changed that recently may change again within its time stamp
+
+
+class Listing(NamedTuple):
+    """Image files under a root in the order of their paths, and the folders they were found in."""
+
+    paths: np.ndarray  # (N,) bytes, relative, separated by "/": 40 bytes a file, not 100
+    sizes: np.ndarray  # (N,) int64, bytes
+    folders: np.ndarray  # (D,) bytes, relative, "." first
+    changed: np.ndarray  # (D,) int64, modification time in ns
+
+
+def index(root: Path) -> Listing:
+    """The images under `root`, from the cache if no folder changed since.
+
+    Links are followed, hidden files and folders ignored. A file overwritten in place with
+    another size goes unnoticed, since its folder does not change.
+
+    Raises:
+        ValueError: `root` is not a folder.
+    """
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise ValueError(f"{root} {what}: point data.root at the folder with the images")
+    cache = cache_folder() / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.npz"
+    found = _load(cache)
+    if found is not None and _unchanged(root, found):
+        return found
+    now = time.time()
+    found = walk(root)
+    if now - found.changed.max() / 1e9 > SETTLED:
+        _save(cache, found)
+    return found
+
+
+def cache_folder() -> Path:
+    """Where indices are kept: below `UNLABELED_CACHE`, by default `~/.cache/unlabeled`."""
+    home = os.environ.get("UNLABELED_CACHE") or Path.home() / ".cache/unlabeled"
+    return Path(home) / "index"
+
+
+def walk(root: Path) -> Listing:
+    """The images under `root`, read from the disk."""
+    files: list[tuple[bytes, int]] = []
+    folders: list[tuple[bytes, int]] = []
+    seen: set[tuple[int, int]] = set()  # a link may lead back up
+    todo = [b""]
+    while todo:
+        folder = todo.pop()
+        path = os.path.join(os.fsencode(root), folder)
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.append((folder or b".", status.st_mtime_ns))
+        with os.scandir(path) as entries:
+            for entry in entries:
+                name = folder + b"/" + entry.name if folder else entry.name
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir():
+                    todo.append(name)
+                elif is_image(entry.name) and entry.is_file():
+                    files.append((name, entry.stat().st_size))
+    files.sort()
+    folders.sort()
+    return Listing(
+        np.array([name for name, _ in files], dtype=np.bytes_),
+        np.array([size for _, size in files], dtype=np.int64),
+        np.array([name for name, _ in folders], dtype=np.bytes_),
+        np.array([changed for _, changed in folders], dtype=np.int64),
+    )
+
+
+def is_image(name: bytes) -> bool:
+    """Whether a file name ends as an image's does, in upper or lower case."""
+    return os.path.splitext(name)[1].lower().decode("ascii", "replace") in EXTENSIONS
+
+
+def _unchanged(root: Path, listing: Listing) -> bool:
+    try:
+        return all(
+            os.stat(os.path.join(os.fsencode(root), folder)).st_mtime_ns == changed
+            for folder, changed in zip(listing.folders, listing.changed, strict=True)
+        )
+    except OSError:
+        return False
+
+
+def _load(cache: Path) -> Listing | None:
+    try:
+        with np.load(cache, allow_pickle=False) as saved:
+            if str(saved["format"]) != FORMAT:
+                return None
+            found = Listing(*(saved[name] for name in Listing._fields))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # none yet, or damaged: it is made again
+    return found if len(found.paths) == len(found.sizes) and len(found.changed) else None
+
+
+def _save(cache: Path, listing: Listing) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".tmp", delete=False) as file:
+            np.savez(file, format=np.array(FORMAT), **listing._asdict())
+        os.replace(file.name, cache)
+    except OSError:
+        return  # a read-only home costs time, not the run

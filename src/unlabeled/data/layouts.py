@@ -1,0 +1,158 @@
+"""How data sets lie on the disk: each layout reads a root and gives its splits."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlabeled.data.idx import find_idx, read_idx
+from unlabeled.data.splits import Array, Split, divide
+from unlabeled.data.tree import read_tree
+
+
+class Layout(Protocol):
+    """Reads a root: {"train": split} and, where there is one, {"test": split}."""
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        """Raises ValueError if the root does not hold what it should."""
+        ...
+
+
+class Folder:
+    """Any folder of images.
+
+    Sub-folders of the root named train or training, and val, valid, validation or test, are
+    splits and never classes (of several, the first of test, val, valid, validation
+    that has classes where training has them is the test set). Inside a split (or
+    the root), the first folder of a path is its class, if there are at least two such folders
+    and no image lies beside them; otherwise there are no labels.
+
+    Args:
+        test_share: without a folder for it, the share of every class set aside as the test set.
+        split_seed: fixes that choice. It is no function of the run's seed, so that a run with
+            another seed never tests on images an earlier run has trained on.
+    """
+
+    def __init__(self, *, test_share: float = 0.1, split_seed: int = 0) -> None:
+        if not 0 <= test_share < 1:
+            raise ValueError(f"test_share must be in [0, 1), got {test_share}")
+        self.test_share, self.split_seed = test_share, split_seed
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        splits = read_tree(root)
+        if "test" in splits or not self.test_share:
+            return {**splits}
+        everything = splits["train"]
+        rest, test = divide(everything.labels, len(everything), self.test_share, self.split_seed)
+        return {"train": everything.take(rest), "test": everything.take(test)}
+
+
+class ImageNet:
+    """torchvision's layout: train/<wnid>/ and val/<wnid>/."""
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        for side in ("train", "val"):
+            if not (root / side).is_dir():
+                raise ValueError(
+                    f"{root} has no folder {side}: ImageNet needs train/<wnid>/ and val/<wnid>/; "
+                    "point data.root at the folder that holds both"
+                )
+        splits = read_tree(root, tests=["val"])
+        if any(split.labels is None for split in splits.values()) or "test" not in splits:
+            raise ValueError(
+                f"{root}: train and val must hold one folder of images for every wnid "
+                "(torchvision.datasets.ImageNet sorts the official archives like this)"
+            )
+        return {**splits}
+
+
+class CIFAR10:
+    """CIFAR-10 as its official pickles or as {train,test}/<class>/ images.
+
+    Args:
+        download: fetch the pickles if the root holds neither.
+    """
+
+    def __init__(self, *, download: bool = True) -> None:
+        self.download = download
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        from torchvision.datasets import CIFAR10 as Pickles
+
+        if (root / "train").is_dir() and (root / "test").is_dir():
+            return Folder()(root, seed)
+        here = (root / Pickles.base_folder).is_dir()
+        try:
+            sides = {
+                side: Pickles(root, train=side == "train", download=self.download and not here)
+                for side in ("train", "test")
+            }
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"no CIFAR-10 under {root}: neither {Pickles.base_folder}, complete, nor "
+                f"{{train,test}}/<class>/ ({_reason(self.download and not here, error)})"
+            ) from error
+        return {
+            side: _array(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
+            for side, data in sides.items()
+        }
+
+
+class FashionMNIST:
+    """Fashion-MNIST's idx files: torchvision's folder, the root, or the Debian package's.
+
+    Args:
+        download: fetch the files if none of these places holds them.
+    """
+
+    def __init__(self, *, download: bool = True) -> None:
+        self.download = download
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        from torchvision.datasets import FashionMNIST as Downloads
+
+        folder = find_idx(root)
+        if folder is None:
+            try:
+                if not self.download:
+                    raise OSError("nothing found")
+                Downloads(str(root), download=True)
+                folder = root / "FashionMNIST/raw"
+            except (OSError, RuntimeError) as error:
+                raise ValueError(
+                    f"no Fashion-MNIST under {root} ({_reason(self.download, error)}); on Debian, "
+                    "`apt install dataset-fashion-mnist` provides it"
+                ) from error
+        return {
+            side: _array(*read_idx(folder, name), Downloads.classes)
+            for side, name in (("train", "train"), ("test", "t10k"))
+        }
+
+
+class Embedded:
+    """The subset of Fashion-MNIST that comes with this package; the root is not read."""
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        packed = resources.files("unlabeled.data") / "embedded" / "fashion_mnist.npz"
+        with packed.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            classes = data["classes"].tolist()
+            return {
+                side: _array(data[f"{side}_images"], data[f"{side}_labels"], classes)
+                for side in ("train", "test")
+            }
+
+
+def _array(pixels: np.ndarray, labels: Sequence[int] | np.ndarray, classes: Sequence[str]) -> Array:
+    """Images (N, H, W) or (N, 3, H, W) with their labels."""
+    images = torch.from_numpy(np.ascontiguousarray(pixels))
+    images = images.unsqueeze(1).expand(-1, 3, -1, -1) if images.ndim == 3 else images
+    y: Tensor = torch.from_numpy(np.asarray(labels).astype(np.int64))
+    return Array(images, y, tuple(classes))
+
+
+def _reason(tried: bool, error: Exception) -> str:
+    return f"downloading it failed: {error}" if tried else f"not downloaded: {error}"

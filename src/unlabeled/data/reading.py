@@ -1,0 +1,171 @@
+"""From positions in a split to batches, and what happens to images that cannot be read."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unlabeled.batch import Batch
+from unlabeled.data.decode import Center, Decode
+from unlabeled.data.rgb import UnreadableError
+from unlabeled.data.sampler import Bad, Key
+from unlabeled.data.splits import Array, Split, rows
+
+log = logging.getLogger(__name__)
+GREY = Image.new("RGB", (256, 256), (128, 128, 128))
+NAMED = 10  # unreadable images that are named one by one
+
+
+class Unreadable:
+    """Counts the unreadable images of a split and stops the run when there are too many.
+
+    Each image counts once, in the process that trains; what its workers meet is reported to it.
+
+    Args:
+        split: the images.
+        share: of all its images, that may be unreadable (`data.max_unreadable`).
+    """
+
+    def __init__(self, split: Split, share: float) -> None:
+        self.split, self.share = split, share
+        self.found: dict[int, str] = {}  # position -> reason
+
+    @property
+    def allowed(self) -> int:
+        """How many there may be."""
+        return int(self.share * len(self.split))
+
+    def __call__(self, bad: Bad) -> None:
+        for i, reason in bad:
+            if i not in self.found:
+                self.found[i] = reason
+                if len(self.found) <= NAMED:
+                    log.warning("cannot read %s (%s)", self.split.name(i), reason)
+        if len(self.found) > self.allowed:
+            raise ValueError(self.message())
+
+    def message(self) -> str:
+        """How many, what share, which, and what to do."""
+        n, count = len(self.split), len(self.found)
+        names = "".join(
+            f"\n  {self.split.name(i)} ({reason})" for i, reason in list(self.found.items())[:5]
+        )
+        more = f"\n  and {count - 5} more" if count > 5 else ""
+        return (
+            f"{count} of {n} images ({count / n:.1%}) met so far cannot be read, more than "
+            f"data.max_unreadable={self.share:g} allows; repair or remove them, or raise it:"
+            f"{names}{more}"
+        )
+
+
+class TrainingRows:
+    """Keys to random crops. An unreadable image is replaced by the next readable one.
+
+    The replacement comes with its own index and label, but with the crop boxes of the image it
+    stands for, so that an image that is met twice in an epoch is not cropped twice alike.
+    """
+
+    def __init__(self, split: Split, decode: Decode, seed: int, tries: int) -> None:
+        self.split, self.decode, self.seed, self.tries = split, decode, seed, tries
+
+    def __getitem__(self, keys: Sequence[Key]) -> tuple[Batch | None, Bad]:
+        bad: Bad = []
+        index, crops = [], []
+        for wanted, epoch, _ in keys:
+            found = self._open(wanted, bad)
+            if found is None:
+                return None, bad
+            index.append(found[0])
+            crops.append(self.decode(found[1], self.seed, epoch, wanted))
+        batch = labelled(_stacked(crops), torch.tensor(index), self.split.labels)
+        batch["step"] = keys[0][2]
+        return batch, bad
+
+    def _open(self, wanted: int, bad: Bad) -> tuple[int, Image.Image] | None:
+        for i in range(wanted, wanted + self.tries):
+            i %= len(self.split)
+            try:
+                return i, self.split.image(i)
+            except UnreadableError as error:
+                bad.append((i, str(error)))
+        return None
+
+
+class PlainRows:
+    """Positions to crops for evaluations. An unreadable image is grey and keeps its label."""
+
+    def __init__(self, split: Split, decode: Decode) -> None:
+        self.split, self.decode = split, decode
+
+    def __getitem__(self, positions: Sequence[int]) -> tuple[Batch, Bad]:
+        bad: Bad = []
+        crops = []
+        for i in positions:
+            image = _image(self.split, i, bad)
+            crops.append(self.decode(image, "plain", i))
+        return labelled(_stacked(crops), torch.tensor(positions), self.split.labels), bad
+
+
+class MemoryRows:
+    """Keys to whole images, to be cropped on the device.
+
+    Args:
+        pixels: (N, 3, S, S) uint8.
+        labels: (N,) int64 or None.
+        bad: positions of unreadable images, replaced by the next readable one.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor | None, bad: Iterable[int]) -> None:
+        self.pixels, self.labels = pixels, labels
+        self.instead = torch.arange(len(pixels))
+        for i in sorted(bad, reverse=True):  # backwards, so that a run of them ends at the same
+            self.instead[i] = self.instead[(i + 1) % len(pixels)]
+
+    def __getitem__(self, keys: Sequence[Key]) -> tuple[Batch, Bad]:
+        index = self.instead[torch.tensor([index for index, _, _ in keys])]
+        batch = labelled([rows(self.pixels, index)], index, self.labels)
+        batch["step"] = keys[0][2]
+        return batch, []
+
+
+def load(split: Split, size: int, threads: int) -> tuple[Tensor, Bad]:
+    """All images as one uint8 tensor (N, 3, size, size), short side resized, centre cut.
+
+    Unreadable images are grey, and listed.
+    """
+    pixels = torch.empty(len(split), 3, size, size, dtype=torch.uint8)
+    bad: Bad = []
+    square = Center(size=size)
+
+    def put(i: int) -> None:
+        pixels[i] = square(_image(split, i, bad))[0]
+
+    if isinstance(split, Array):
+        threads = 0
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for _ in pool.map(put, range(len(split))):
+            pass
+    return pixels, sorted(bad)
+
+
+def _image(split: Split, i: int, bad: Bad) -> Image.Image:
+    try:
+        return split.image(i)
+    except UnreadableError as error:
+        bad.append((i, str(error)))
+        return GREY
+
+
+def _stacked(crops: list[list[Tensor]]) -> list[Tensor]:
+    return [torch.stack(crop) for crop in zip(*crops, strict=True)]
+
+
+def labelled(crops: list[Tensor], index: Tensor, labels: Tensor | None) -> Batch:
+    """A batch of crops of the images at `index`, with their labels if there are any."""
+    batch = Batch(crops=crops, index=index)
+    if labels is not None:
+        batch["label"] = labels[index]
+    return batch

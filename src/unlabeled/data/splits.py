@@ -1,0 +1,130 @@
+"""A set of images: files on disk or one array in memory."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unlabeled.data.rgb import read
+from unlabeled.draws import shuffled
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images in files.
+
+    Args:
+        root: the folder that paths are relative to.
+        paths: (N,) bytes.
+        sizes: (N,) int64, bytes of each file.
+        labels: (N,) int64 into `classes`, or None.
+        classes: names of the classes; empty without labels.
+    """
+
+    root: Path
+    paths: np.ndarray
+    sizes: np.ndarray
+    labels: Tensor | None
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, i: int) -> str:
+        """What to call an image in a message."""
+        return os.fsdecode(self.paths[i])
+
+    def image(self, i: int) -> Image.Image:
+        """An image as RGB. Raises `UnreadableError`."""
+        return read(self.root / self.name(i))
+
+    def take(self, positions: Tensor) -> "Files":
+        """Some of the images, in the order of `positions`."""
+        at = positions.numpy()
+        labels = None if self.labels is None else self.labels[positions]
+        return replace(self, paths=self.paths[at], sizes=self.sizes[at], labels=labels)
+
+    def identity(self) -> str:
+        """A hash of which images these are, in their order, with their labels."""
+        names = b"\0".join(self.paths.tolist())
+        return digest([names, self.sizes.tobytes()], self.labels, self.classes)
+
+
+@dataclass(frozen=True)
+class Array:
+    """Images of one size in memory.
+
+    Args:
+        pixels: (N, 3, H, W) uint8; grey images are stored once and expanded.
+        labels: (N,) int64 into `classes`, or None.
+        classes: names of the classes; empty without labels.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def name(self, i: int) -> str:
+        """What to call an image in a message."""
+        return f"image {i}"
+
+    def image(self, i: int) -> Image.Image:
+        """An image as RGB."""
+        return Image.fromarray(self.pixels[i].permute(1, 2, 0).contiguous().numpy())
+
+    def take(self, positions: Tensor) -> "Array":
+        """Some of the images, in the order of `positions`."""
+        labels = None if self.labels is None else self.labels[positions]
+        return replace(self, pixels=rows(self.pixels, positions), labels=labels)
+
+    def identity(self) -> str:
+        """A hash of which images these are, in their order, with their labels."""
+        return digest([_stored(self.pixels).contiguous().numpy().data], self.labels, self.classes)
+
+
+Split = Files | Array
+
+
+def rows(pixels: Tensor, positions: Tensor) -> Tensor:
+    """Some images (B, 3, H, W) of many; what was grey and expanded stays so."""
+    return _stored(pixels)[positions].expand(-1, pixels.shape[1], -1, -1)
+
+
+def _stored(pixels: Tensor) -> Tensor:
+    return pixels[:, :1] if pixels.stride(1) == 0 else pixels
+
+
+def digest(
+    parts: Iterable[bytes | memoryview], labels: Tensor | None, classes: Iterable[str]
+) -> str:
+    """A hash of bytes, labels and class names, the same on every machine."""
+    h = hashlib.blake2b(digest_size=16)
+    y = b"none" if labels is None else labels.to(torch.int64).numpy().tobytes()
+    for part in (*parts, y, "\0".join(classes).encode()):
+        h.update(hashlib.blake2b(part).digest())
+    return h.hexdigest()
+
+
+def divide(labels: Tensor | None, n: int, share: float, *key: int | str) -> tuple[Tensor, Tensor]:
+    """Sorted positions (rest, chosen) of n images: `share` of every class is chosen, by the key.
+
+    Of a class of two and more images, at least one is chosen and at least one is not.
+    """
+    order = shuffled(n, *key)
+    y = torch.zeros(n, dtype=torch.int64) if labels is None else labels[order]
+    counts = y.bincount(minlength=1)
+    quota = (counts * share).round().long().clamp(min=1).minimum(counts - 1)
+    by_class = y.argsort(stable=True)
+    place = torch.empty(n, dtype=torch.int64)  # an image's place within its class
+    place[by_class] = torch.arange(n) - (counts.cumsum(0) - counts)[y[by_class]]
+    chosen = place < quota[y]
+    return order[~chosen].sort().values, order[chosen].sort().values

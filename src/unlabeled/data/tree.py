@@ -1,0 +1,68 @@
+"""A folder tree of images, read as splits and classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unlabeled.data.files import EXTENSIONS, Listing, index
+from unlabeled.data.splits import Files
+
+TRAIN = ("train", "training")
+TEST = ("test", "val", "valid", "validation")
+
+
+def read_tree(root: Path, tests: Sequence[str] = TEST) -> dict[str, Files]:
+    """The training images under `root`, and those to test on if a folder is named so.
+
+    Args:
+        root: the folder.
+        tests: names of folders of test images, best first. Where the training images have
+            classes, the first folder that has them too is taken.
+
+    Raises:
+        ValueError: no folder, no images, or no training images.
+    """
+    found = index(root)
+    if not len(found.paths):
+        raise ValueError(f"no images under {root} (looked for {' '.join(sorted(EXTENSIONS))})")
+    tops = [path.partition(b"/")[0] if b"/" in path else b"" for path in found.paths.tolist()]
+    sides = {top: _side(top) for top in set(tops)}
+    owner = np.array([sides[top] for top in tops])
+    inside = "train" in sides.values()
+    train = np.flatnonzero(owner == ("train" if inside else ""))
+    if not len(train):
+        raise ValueError(f"{root} has test folders only: add a folder named train")
+    parts = {"train": (train, _class_names(found, train, inside))}
+    others = [np.flatnonzero(owner == name) for name in tests if name in sides.values()]
+    named = [(rows, _class_names(found, rows, True)) for rows in others]
+    if named:
+        alike = [part for part in named if (part[1] is None) == (parts["train"][1] is None)]
+        parts["test"] = (alike or named)[0]
+    classes = sorted({name for _, names in parts.values() for name in names or ()})
+    return {side: _split(root, found, *part, classes) for side, part in parts.items()}
+
+
+def _side(top: bytes) -> str:
+    name = top.decode("utf-8", "replace").lower()
+    return "train" if name in TRAIN else name if name in TEST else ""
+
+
+def _class_names(found: Listing, rows: np.ndarray, inside: bool) -> list[str] | None:
+    """The first folder of every path (inside its split's), or None where that is no class."""
+    parts = [path.split(b"/")[inside:] for path in found.paths[rows].tolist()]
+    if any(len(part) < 2 for part in parts) or len({part[0] for part in parts}) < 2:
+        return None
+    return [part[0].decode("utf-8", "backslashreplace") for part in parts]
+
+
+def _split(
+    root: Path, found: Listing, rows: np.ndarray, names: list[str] | None, classes: list[str]
+) -> Files:
+    paths, sizes = found.paths[rows], found.sizes[rows]
+    if names is None:
+        return Files(root, paths, sizes, None, ())
+    return Files(
+        root, paths, sizes, torch.from_numpy(np.searchsorted(classes, names)), tuple(classes)
+    )
