@@ -23,7 +23,7 @@ check: setup ## format, lint, types
 	$(BIN)/basedpyright
 
 test: check  ## lint, types and the fast tests
-	$(BIN)/pytest -m 'not slow and not gpu' $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup -m 'not slow and not gpu' $(ARGS)
 
 test-all: check  ## every test that this machine can run (half an hour)
 	$(BIN)/pytest $(ARGS)

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+torch.set_num_threads(1)  # tensors are tiny, and tests run side by side
 os.environ.setdefault("WANDB_MODE", "disabled")
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -54,8 +56,6 @@ def compose():
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
     """A checkpoint of a tiny network, for methods that start from one."""
-    import torch
-
     from unlabeled.backbones.resnet import ResNet
 
     config = {"_target_": "unlabeled.backbones.resnet.ResNet", "depth": 18, "width": 4}

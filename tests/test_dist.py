@@ -18,7 +18,7 @@ from unlabeled.parts.losses import info_nce
 from unlabeled.parts.memory import MemoryBank, Queue
 from unlabeled.parts.sinkhorn import sinkhorn
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.xdist_group("ddp")]
 N, D = 12, 6
 
 
@@ -92,8 +92,7 @@ def worker(process, world, port, out):
     found["statistics"] = torch.stack([bn.running_mean, bn.running_var])
     found["sum"] = reduce_sum(torch.tensor([float(rank() + 1)]))
     out[process] = {
-        k: [t.tolist() for t in v] if isinstance(v, tuple) else v.tolist()
-        for k, v in found.items()
+        k: [t.tolist() for t in v] if isinstance(v, tuple) else v.tolist() for k, v in found.items()
     }
     dist.destroy_process_group()
 

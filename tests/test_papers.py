@@ -87,7 +87,7 @@ def test_pirls_positive_is_never_among_its_negatives(tiny):
     )
     positive = torch.full((16, 1), 1 / method.temperature)
     expected = -torch.cat([positive, s], 1).log_softmax(1)[:, 0].mean()
-    assert method._nce(1, v, index).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert method._nce(1, v, index).item() == pytest.approx(expected.item(), rel=1e-3)
     assert (rows == index[:, None]).any(1).all()
 
 

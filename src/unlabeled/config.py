@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
@@ -18,6 +18,8 @@ ROOT = {  # what belongs to no target
     "debug": bool,
     "resume": str | None,
     "baselines": bool,
+    "keep_features": bool,
+    "feature_dtype": Literal["float32", "float16"],
     "objective": str | None,
 }
 OURS = {"pytorch_lightning.Trainer": {"precision": "auto"}}  # train.py chooses one

@@ -32,6 +32,7 @@ class Method(pl.LightningModule):
     def __init__(self, backbone: nn.Module, augment: nn.Module, optim: Optim) -> None:
         super().__init__()
         self.backbone = backbone
+        self.feature_dim = int(backbone.dim)  # type: ignore[arg-type]
         self.augment = augment
         self.optim = optim
         self.seed = 0  # the data module's, from `setup` on
@@ -134,7 +135,7 @@ class Method(pl.LightningModule):
         self._total_steps = max(1, int(self.trainer.estimated_stepping_batches))
         accumulated = self.trainer.accumulate_grad_batches
         batch_size = self.trainer.datamodule.batch_size * accumulated  # type: ignore[attr-defined]
-        per_epoch = max(1, self.trainer.num_training_batches // accumulated)
+        per_epoch = max(1, int(self.trainer.num_training_batches) // accumulated)
         return self.optim(
             self, batch_size=batch_size, steps=self._total_steps, steps_per_epoch=per_epoch
         )

@@ -45,8 +45,9 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
             trainer = _trainer(cfg, folder)
             if cfg.method:
                 method = instantiate(cfg.method)
-                method.backbone_config = plain(cfg.backbone)
-                backbone, random = method.backbone, copy.deepcopy(method.backbone)
+                backbone = method.backbone
+                method.backbone_config = getattr(backbone, "config", None) or plain(cfg.backbone)
+                random = _random_twin(cfg, backbone) if _learned(cfg) else copy.deepcopy(backbone)
             else:
                 method, backbone = None, instantiate(cfg.backbone)
                 random = _random_twin(cfg, backbone)
@@ -60,9 +61,7 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
     return scores
 
 
-def _fit(
-    cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, data: Any
-) -> None:
+def _fit(cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, data: Any) -> None:
     checkpoint = folder.checkpoint(cfg.resume)
     if checkpoint is not None and folder.trained:
         folder.load(method.backbone, checkpoint)
@@ -114,7 +113,13 @@ def _random_twin(cfg: DictConfig, backbone: "nn.Module") -> "nn.Module":
     from unlabeled.backbones.load import fresh
     from unlabeled.folder import plain
 
-    return fresh(getattr(backbone, "config", None) or plain(cfg.backbone))
+    return fresh(getattr(backbone, "config", None) or plain(cfg.backbone), seed=cfg.seed)
+
+
+def _learned(cfg: DictConfig) -> bool:
+    """Whether the backbone starts from somebody's weights."""
+    node = cfg.backbone
+    return bool(node.get("path") or node.get("weights") or node.get("pretrained"))
 
 
 def _evaluate(
@@ -127,8 +132,7 @@ def _evaluate(
     trainer: "pl.Trainer",
 ) -> dict[str, float]:
     import json
-
-    import numpy as np
+    import shutil
 
     from unlabeled.callbacks.stages import stages
     from unlabeled.evaluate import figures
@@ -149,6 +153,7 @@ def _evaluate(
                 progress=progress,
                 epoch=trainer.current_epoch if cfg.method else None,
                 explicit=_named(cfg),
+                dtype=cfg.feature_dtype,
             )
         if trainer.is_global_zero:
             scores.write(folder.path)
@@ -158,11 +163,19 @@ def _evaluate(
             if features is not None:
                 (folder.path / "figures").mkdir(exist_ok=True)
                 near = figures.neighbours(features, data, seed=cfg.seed)
-                np.savez_compressed(folder.path / "figures/neighbours.npz", **near)
+                _save(folder.path / "figures/neighbours.npz", near)
                 labels = data.labels("test")
                 dots = figures.embedding(features, labels, classes=data.classes, seed=cfg.seed)
-                np.savez_compressed(folder.path / "figures/embedding.npz", **dots)
+                _save(folder.path / "figures/embedding.npz", dots)
+            if not cfg.keep_features:
+                shutil.rmtree(folder.path / "features", ignore_errors=True)
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    import numpy as np
+
+    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def _named(cfg: DictConfig) -> bool:

@@ -77,7 +77,7 @@ class BarlowTwins(Method):
         if lambd <= 0:
             raise ValueError(f"lambd must be positive, got {lambd}")
         self.lambd, self.centred, self.scale, self.joint = lambd, centred, scale, joint
-        self.projector = mlp(backbone.dim, *[width] * depth, bias=False, norm=norm)
+        self.projector = mlp(self.feature_dim, *[width] * depth, bias=False, norm=norm)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         h = embed(self.backbone, batch["views"], joint=self.joint)

@@ -59,7 +59,7 @@ class BYOL(Method):
         if not 0 <= tau <= 1:
             raise ValueError(f"tau must lie in [0, 1], got {tau}")
         self.tau, self.joint = tau, joint
-        self.projector = mlp(backbone.dim, hidden, dim, last_bias=False, norm=norm)
+        self.projector = mlp(self.feature_dim, hidden, dim, last_bias=False, norm=norm)
         self.predictor = mlp(dim, hidden, dim, last_bias=False, norm=norm)
         self.target = ema.copy_of(self.backbone, self.projector)
 

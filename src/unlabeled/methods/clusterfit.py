@@ -53,7 +53,7 @@ class ClusterFit(Method):
             raise ValueError(f"clusters must be at least 2, got {clusters}")
         self.source = (source.requires_grad_(False).eval(),)  # in a tuple: no part of this module
         self.iterations = iterations
-        self.head = nn.Linear(backbone.dim, clusters)
+        self.head = nn.Linear(self.feature_dim, clusters)
 
     def prepare(self, count: int, classes: int) -> None:
         if self.head.out_features > count:

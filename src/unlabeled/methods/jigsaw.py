@@ -10,6 +10,8 @@ g, shared by the tiles, is a linear layer with batch norm and ReLU. The permutat
 of the augmentation, so that a checkpoint brings the answers back with the questions.
 """
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,14 +34,14 @@ class Jigsaw(Method):
         self, backbone: nn.Module, augment: nn.Module, optim: Optim, *, dim: int = 1000
     ) -> None:
         super().__init__(backbone, augment, optim)
-        count, tiles = augment.permutations.shape  # type: ignore[union-attr]
+        count, tiles = cast(Tensor, augment.permutations).shape
         self.tile_head = nn.Sequential(
-            nn.Linear(backbone.dim, dim), nn.BatchNorm1d(dim), nn.ReLU(inplace=True)
+            nn.Linear(self.feature_dim, dim), nn.BatchNorm1d(dim), nn.ReLU(inplace=True)
         )
         self.head = nn.Linear(tiles * dim, count)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        (tiles,), target = batch["views"], batch["target"]  # B T 3 h w
+        (tiles,), target = batch["views"], cast(Tensor, batch["target"])  # B T 3 h w
         h = self.backbone(tiles.flatten(0, 1))  # BT D
         logits = self.head(self.tile_head(h).view(len(tiles), -1))  # B P
         self.watch(features=h.view(len(tiles), -1, h.shape[1]).mean(1))

@@ -63,7 +63,7 @@ class MoCo(Method):
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
         self.temperature, self.momentum, self.shuffle_bn = temperature, momentum, shuffle_bn
         widths = [] if hidden is None else [hidden]
-        self.head = mlp(backbone.dim, *widths, dim, norm="none")
+        self.head = mlp(self.feature_dim, *widths, dim, norm="none")
         self.key_encoder = ema.copy_of(self.backbone, self.head)
         self.queue = Queue(queue, dim)
 

@@ -14,6 +14,8 @@ NCE(m, x), with scores s cosines over t, negatives n_j from the bank, S = sum_j 
 Negatives are shared by the batch; the image's own row is never one of them. lambda = 0 is NPID.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,6 +58,8 @@ class PIRL(Method):
         nce: "paper", "softmax" or "binary".
     """
 
+    log_z: Tensor
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -79,8 +83,8 @@ class PIRL(Method):
             raise ValueError(f"lambd must lie in [0, 1], got {lambd}")
         self.dim, self.negatives, self.temperature = dim, negatives, temperature
         self.lambd, self.momentum, self.nce = lambd, momentum, nce
-        self.f = nn.Linear(backbone.dim, dim)
-        self.g_tile = nn.Linear(backbone.dim, dim)
+        self.f = nn.Linear(self.feature_dim, dim)
+        self.g_tile = nn.Linear(self.feature_dim, dim)
         self.g = nn.Linear(tiles * dim, dim) if tiles else nn.Identity()
         # Z of the binary form, one per branch (transformed, original), fixed by the first batch
         self.register_buffer("log_z", torch.full((2,), torch.nan))
@@ -120,7 +124,7 @@ class PIRL(Method):
     def _normaliser(self, branch: int, scores: Tensor) -> Tensor:
         """Log of Z = n * mean exp(s / t), estimated on the first global batch and then frozen."""
         own = gather((scores / self.temperature).logsumexp((0, 1))[None])
-        mean = own.logsumexp(0) - torch.tensor(scores.numel() * len(own)).log()
-        estimate = mean + torch.tensor(len(self.memory.bank)).log()
+        share = len(self.memory.bank) / (scores.numel() * len(own))
+        estimate = own.logsumexp(0) + math.log(share)
         self.log_z[branch] = torch.where(self.log_z[branch].isnan(), estimate, self.log_z[branch])
         return self.log_z[branch]

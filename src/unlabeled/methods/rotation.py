@@ -8,6 +8,8 @@ The augmentation flips first and rotates last, by transposition: after a flip, r
 270 degrees would be the same picture, and interpolation would give the answer away.
 """
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,10 +29,10 @@ class Rotation(Method):
 
     def __init__(self, backbone: nn.Module, augment: nn.Module, optim: Optim) -> None:
         super().__init__(backbone, augment, optim)
-        self.head = nn.Linear(backbone.dim, 4)
+        self.head = nn.Linear(self.feature_dim, 4)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        (x,), target = batch["views"], batch["target"]
+        (x,), target = batch["views"], cast(Tensor, batch["target"])
         h = self.backbone(x)
         logits = self.head(h)
         self.watch(features=h[: len(batch["index"])])  # the first copy of every image

@@ -79,7 +79,7 @@ class SimCLR(Method):
         self.temperature, self.include_self = temperature, include_self
         self.scale, self.joint = scale, joint
         widths = [hidden] * (depth - 1)
-        self.projector = mlp(backbone.dim, *widths, dim, bias=False, norm=norm, last_norm=True)
+        self.projector = mlp(self.feature_dim, *widths, dim, bias=False, norm=norm, last_norm=True)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         h = embed(self.backbone, batch["views"], joint=self.joint)

@@ -40,7 +40,7 @@ class Supervised(Method):
         self.head: nn.Module = nn.Identity()  # until the number of classes is known
 
     def prepare(self, count: int, classes: int) -> None:
-        self.head = nn.Linear(self.backbone.dim, classes)
+        self.head = nn.Linear(self.feature_dim, classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         (x,), label = batch["views"], batch["label"]

@@ -11,6 +11,8 @@ With small batches the scores of the last `queue` embeddings join the codes' com
 back to unit length after every update.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,8 +81,8 @@ class SwAV(Method):
                 f"temperature and epsilon must be positive, got {temperature} and {epsilon}"
             )
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
-        self.queue_start, self.freeze = queue_start, freeze
-        self.projector = mlp(backbone.dim, hidden, dim, norm=norm)
+        self.queue_start, self.frozen_share = queue_start, freeze
+        self.projector = mlp(self.feature_dim, hidden, dim, norm=norm)
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
         self.queues = nn.ModuleList(Queue(queue, dim) for _ in range(2 if queue else 0))
         self._unit_prototypes()
@@ -98,7 +100,7 @@ class SwAV(Method):
         own = len(scores)
         everyone = gather(scores)
         if self.queues:
-            queue = self.queues[crop]
+            queue = cast(Queue, self.queues[crop])
             full = self.step * own * world_size() >= len(queue.keys)
             if full and self.progress >= self.queue_start:
                 everyone = torch.cat([everyone, self.prototypes(queue.keys)])
@@ -107,7 +109,7 @@ class SwAV(Method):
         return q[rank() * own : (rank() + 1) * own]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.progress < self.freeze:
+        if self.progress < self.frozen_share:
             self.prototypes.weight.grad = None
 
     def after_step(self) -> None:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def copy_of(*modules: nn.Module) -> nn.Sequential:
@@ -18,5 +18,6 @@ def update(target: nn.Sequential, online: Sequence[nn.Module], momentum: float) 
 
     Batch-norm statistics are the target's own: it runs in training mode (BYOL, MoCo).
     """
-    params = [p for module in online for p in module.parameters()]
-    torch._foreach_lerp_(list(target.parameters()), params, 1 - momentum)
+    slow: list[Tensor] = list(target.parameters())
+    fast: list[Tensor] = [p for module in online for p in module.parameters()]
+    torch._foreach_lerp_(slow, fast, 1 - momentum)

@@ -1,0 +1,1 @@
+"""The device half of augmentation: modules from one batch to the next."""
