@@ -29,7 +29,7 @@ test-all: check  ## every test that this machine can run (half an hour)
 	$(BIN)/pytest $(ARGS)
 
 bench: setup ## ratios of speed in one run; make bench ARGS=--check fails below a bar
-	$(BIN)/python -m pip install --quiet '.[bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python scripts/bench.py $(ARGS)
 
 slurm-test: setup ## runs on a real SLURM, where one is installed

@@ -100,6 +100,12 @@ class Method(pl.LightningModule):
         if not self._prepared:
             self.prepare(data.count, len(data.classes))
             self._prepared = True
+        self.to(memory_format=torch.channels_last)  # as the views are
+        # Memories are equal everywhere already; to broadcast them costs their size every step.
+        alike = [name for name, part in self.named_modules() if getattr(part, "alike", False)]
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in self.named_buffers() if name.rpartition(".")[0] in alike
+        ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved, here = checkpoint["state_dict"], self.state_dict()

@@ -28,8 +28,9 @@ class ResNet(nn.Module):
         depth: 18, 34, 50, 101 or 152.
         width: channels after the stem; every other width is a multiple of it. 128 is the
             "2x" of SimCLR and BYOL.
-        stem: "imagenet" (7x7 stride 2, max-pool) or "small" (3x3 stride 1, no max-pool) for
+        stem: "imagenet" (7x7 stride 2, max-pool) or "small" (3x3, no max-pool) for
             images of about 32 pixels.
+        stem_stride: of the small stem; 2 costs a quarter.
         norm: "batch", "sync" (over processes), "group" or "none".
         bn_splits: statistics over this many parts of the batch, as on as many devices.
         zero_init_residual: every block starts as the identity (Goyal et al., 2017).
@@ -42,6 +43,7 @@ class ResNet(nn.Module):
         depth: int = 50,
         width: int = 64,
         stem: Literal["imagenet", "small"] = "imagenet",
+        stem_stride: int = 1,
         norm: Norm = "batch",
         bn_splits: int = 1,
         zero_init_residual: bool = False,
@@ -54,6 +56,8 @@ class ResNet(nn.Module):
             raise ValueError(f"width and widen must be at least 1, got {width} and {widen}")
         if stem not in ("imagenet", "small"):
             raise ValueError(f"stem must be imagenet or small, got {stem!r}")
+        if stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}")
         block, counts = BLOCKS[depth]
         if widen > 1 and block is BasicBlock:
             raise ValueError(f"widen={widen} needs bottlenecks (depth 50 or more), got {depth}")
@@ -64,6 +68,7 @@ class ResNet(nn.Module):
             "depth": depth,
             "width": width,
             "stem": stem,
+            "stem_stride": stem_stride,
             "norm": norm,
             "bn_splits": bn_splits,
             "zero_init_residual": zero_init_residual,
@@ -71,7 +76,7 @@ class ResNet(nn.Module):
         }
         layer = norm_layer(norm, bn_splits)
         small = stem == "small"
-        kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
+        kernel, stride, padding = (3, stem_stride, 1) if small else (7, 2, 3)
         self.conv1 = nn.Conv2d(3, width, kernel, stride, padding, bias=False)
         self.bn1 = layer(width)
         self.relu = nn.ReLU(inplace=True)

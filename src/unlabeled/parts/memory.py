@@ -18,6 +18,7 @@ class Queue(nn.Module):
     Any batch size is allowed: the write position wraps inside a batch too.
     """
 
+    alike = True  # every process makes the same updates: DDP need not send it around
     keys: Tensor
     head: Tensor
 
@@ -52,6 +53,7 @@ class MemoryBank(nn.Module):
     m_i <- norm(momentum * m_i + (1 - momentum) * v_i)
     """
 
+    alike = True
     bank: Tensor
 
     def __init__(self, size: int, dim: int, momentum: float = 0.5) -> None:
