@@ -29,6 +29,7 @@ OWN = {
     "pirl": ["method.negatives=24"],
     "swav": ["method.queue=16", "method.prototypes=12"],
     "clusterfit": ["method.clusters=5"],
+    "demo": ["method.clusters=5"],
     "jigsaw": ["method.augment.permutations=10"],
 }
 

@@ -1,0 +1,130 @@
+"""The benchmark's table and its verdict, without any timing."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    module = importlib.import_module("bench")
+    monkeypatch.setattr(module, "OUT", tmp_path)
+    return module
+
+
+def parts(bench, monkeypatch, **rows):
+    monkeypatch.setattr(bench, "PARTS", {name: lambda quick, r=r: r for name, r in rows.items()})
+
+
+@pytest.mark.parametrize(
+    ("values", "bar", "better", "missed"),
+    [
+        ([9.0, 11.0, 12.0], 10, "high", False),
+        ([9.0, 9.9, 12.0], 10, "high", True),
+        ([10.0], 10, "high", False),
+        ([1.0, 1.05, 9.0], 1.05, "low", False),
+        ([1.0, 1.06, 1.06], 1.05, "low", True),
+        ([math.nan], 10, "high", True),
+        ([math.nan], 10, "low", True),
+        ([0.0], 0, "low", False),
+        ([1.0], 0, "low", True),
+        ([0.1], None, "high", False),
+        ([], 10, "high", False),
+    ],
+)
+def test_the_median_decides_on_the_side_of_the_bar(bench, values, bar, better, missed):
+    assert bench.Row("a", values, bar=bar, better=better).missed is missed
+
+
+def test_check_fails_and_names_what_missed(bench, monkeypatch, capsys, tmp_path):
+    good, slow = bench.Row("good", [12.0], bar=10), bench.Row("slow", [7.0, 8.0, 30.0], bar=10)
+    parts(bench, monkeypatch, one=[good], two=[slow])
+    assert bench.main(["--check"]) == 1
+    assert capsys.readouterr().err.endswith("missed:\n  slow: 8.00x, the bar is ≥ 10x\n")
+    assert bench.main([]) == 0, "without --check it only reports"
+    assert bench.main(["--check", "--only", "one"]) == 0
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert [(r["name"], r["value"], r["missed"]) for r in record["rows"]] == [("good", 12.0, False)]
+    assert record["machine"]["torch"]
+
+
+def test_the_markdown_is_a_table_of_equal_rows(bench, monkeypatch, capsys):
+    ratio = bench.Row("a / b", [1.0, 3.0, 2.0], bar=1.5, ours="3 s", other="1 s", note="how")
+    skipped = bench.Row("c / d", bar=2, note="skipped: why")
+    parts(bench, monkeypatch, one=[ratio, skipped], two=[bench.Row("n", [0], unit="")])
+    assert bench.main(["--markdown"]) == 0
+    head, line, *rows = capsys.readouterr().out.splitlines()[:-1]
+    assert len({row.count("|") for row in (head, line, *rows)}) == 1
+    assert rows == [
+        "| a / b | 2.00x | 1.00-3.00 | ≥ 1.5x | 3 s | 1 s | how |",
+        "| c / d | - |  | ≥ 2x |  |  | skipped: why |",
+        "| n | 0 |  |  |  |  |  |",
+    ]
+
+
+def test_the_terminal_shows_every_row(bench, capsys):
+    rows = [bench.Row("met", [2.0], bar=1), bench.Row("[not] met", [0.5], bar=1)]
+    bench.show(rows, bench.Console(width=120))
+    out = capsys.readouterr().out
+    assert "2.00x" in out
+    assert "[not] met" in out
+
+
+def test_ratios_are_taken_round_by_round(bench):
+    rows = importlib.import_module("bench_rows")
+    assert rows.per_round([1.0, 4.0], [1.0, 2.0]) == [1.0, 2.0]
+    assert rows.seconds([0.5, 0.1, 0.2]) == "200 ms (least 100)"
+    assert rows.seconds([1.5]) == "1.50 s (least 1.50)"
+
+
+def test_both_recipes_of_the_augmentation_run(bench):
+    module = importlib.import_module("bench_augment")
+    images = module.torch.randint(0, 256, (4, 3, 32, 32), dtype=module.torch.uint8)
+    for file in module.RECIPES:
+        recipe = module.OmegaConf.load(module.CONF / f"{file}.yaml")
+        for way in (module.ours, module.torchvision_v2, module.pil):
+            for view in way(recipe)(images):
+                assert view.shape == (4, 3, 32, 32)
+                assert view.dtype == module.torch.float32
+                assert view.abs().max() < 3, "normalised"
+
+
+def test_a_command_that_ends_otherwise_is_no_measurement(bench, tmp_path):
+    start = importlib.import_module("bench_start")
+    failing = ([sys.executable, "-c", "raise SystemExit(3)"], 0)
+    with pytest.raises(RuntimeError, match="ended with 3, not 0"):
+        start._times({"ours": failing}, 1, str(tmp_path))
+    assert start._cpu_time((failing[0], 3), str(tmp_path)) > 0
+
+
+def test_the_imports_that_a_check_needs_are_modules(bench):
+    program = importlib.import_module("bench_start")._imports()
+    assert "import unlabeled.methods.simclr" in program
+    assert "import pytorch_lightning" in program
+    for line in program.splitlines():
+        importlib.import_module(line.removeprefix("import "))
+
+
+def test_the_bare_loop_computes_what_the_framework_does(bench):
+    step = importlib.import_module("bench_step")
+    turns, method = step.fit(16, 3, "backbone.width=4")
+    assert len(turns.ours) == len(turns.other) == 3
+    bare = turns.bare.method.state_dict()
+    for name, x in method.state_dict().items():
+        step.torch.testing.assert_close(x, bare[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_threads_are_set_before_torch_is_imported():
+    code = "import os, sys, bench; print('torch' in sys.modules, os.environ['OMP_NUM_THREADS'])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "1"]

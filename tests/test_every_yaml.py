@@ -1,0 +1,244 @@
+"""Every YAML in conf/, swapped into the smallest run: two steps on a tiny tree of files."""
+
+import json
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONF
+from PIL import Image
+
+from unlabeled.train import run
+
+WNIDS = ("n01440764", "n02102040")
+NEVER_RUN = {  # file -> why it stands in no run of its own
+    "train": "the root, in every run",
+    "optim/base": "what the optimizers share; it has no optimizer",
+}
+MOST = 50e6  # parameters of a backbone that is trained here; beyond, it is built without memory
+
+SMALLEST = [
+    "data=folder",
+    "data.root=${oc.env:UNLABELED_DATA}/folder",
+    "data.eval_decode.size=16",
+    "data.eval_decode.resize=16",
+    "data.tier=memory",
+    "data.size=16",
+    "data.batch_size=8",
+    "data.workers=0",
+    "backbone=resnet18_tiny",
+    "backbone.width=8",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_steps=2",
+    "trainer.log_every_n_steps=1",
+    "logger=none",
+    "callbacks=none",
+    "evals=none",
+    "baselines=false",
+]
+
+# What a choice needs to work at that size.
+SMALL_CROPS = {
+    "multicrop": [f"decode.parts.{part}.size=16" for part in ("global", "local")],
+    "pirl": ["decode.parts.image.size=16", "decode.parts.jigsaw.size=27"],
+    "jigsaw": ["decode.size=27", "decode.resize=28"],
+}
+SMALL_TILES = {
+    "jigsaw": ["method.augment.permutations=5", "method.augment.tile=8"],
+    "pirl": ["method.augment.tile=8"],
+}
+METHOD = {
+    "barlow_twins": ["method.width=16"],
+    "byol": ["method.hidden=16"],
+    "demo": ["method.clusters=4"],
+    "clusterfit": ["method.source.path=SOURCE", "method.clusters=4"],
+    "jigsaw": [*SMALL_CROPS["jigsaw"], *SMALL_TILES["jigsaw"], "method.dim=8"],
+    "moco_v2": ["method.queue=16", "method.hidden=16"],
+    "none": ["backbone=checkpoint", "backbone.path=SOURCE"],
+    "pirl": [*SMALL_CROPS["pirl"], *SMALL_TILES["pirl"], "method.negatives=8"],
+    "simclr": ["method.hidden=16"],
+    "swav": [*SMALL_CROPS["multicrop"], "method.prototypes=8", "method.hidden=16"],
+}
+CIFAR = {
+    **METHOD,
+    "moco_v2": [*METHOD["moco_v2"], "backbone.bn_splits=2"],
+    "swav": [*METHOD["swav"], "method.queue=16"],
+}
+BACKBONE = {
+    "alexnet": ["data.size=64", "data.eval_decode.size=64", "data.eval_decode.resize=64"],
+    "checkpoint": ["backbone.path=SOURCE"],
+    "timm": ["backbone.name=test_resnet"],
+    "torchvision": ["backbone.name=resnet18"],
+}
+BACKBONE["alexnet_bn"] = BACKBONE["alexnet"]
+AUGMENT = {  # the method that takes it, where it is not one of two views
+    **dict.fromkeys(["clusterfit", "none", "single", "supervised"], "supervised"),
+    **{name: name for name in ("jigsaw", "pirl", "rotation", "swav")},
+    "jigsaw_small": "jigsaw",
+    "pirl_rotation": "pirl",
+}
+DECODE = {"center": "supervised", "one": "supervised", "jigsaw": "jigsaw", "pirl": "pirl"}
+DECODE |= {"mild": "supervised", "multicrop": "swav", "two": "simclr"}
+DATA = ["data.batch_size=4", "data.limit=8", "data.workers=0"]  # all else as the file says
+
+
+PLACES = {"optim": "optim@method.optim"}
+
+
+def chosen(method: str) -> list[str]:
+    return [f"method={method}", *METHOD.get(method, [])]
+
+
+def overrides(name: str) -> list[str]:
+    """The smallest run with one file of the tree in it."""
+    group, _, option = name.partition("/")
+    if group == "experiment":
+        method = option.rpartition("/")[2]
+        small = [s for s in SMALLEST if not s.startswith(("data=", "data.root="))]
+        return [f"experiment={option}", *small, *CIFAR.get(method, []), "trainer.devices=1"]
+    if group == "method":
+        small = [s for s in SMALLEST if s != "backbone.width=8" or option != "none"]
+        return [*small, *chosen(option)]
+    if group == "augment":
+        method = AUGMENT.get(option, "simclr")
+        small = METHOD.get(method, [])
+        if option == "pirl_rotation":
+            small = ["decode=two", "method.tiles=0", "method.negatives=8"]
+        return [*SMALLEST, f"method={method}", f"augment@method.augment={option}", *small]
+    if group == "decode":
+        method = DECODE[option]
+        return [*SMALLEST, *chosen(method), f"decode={option}", *SMALL_CROPS.get(option, [])]
+    if group == "backbone":
+        small = [s for s in SMALLEST if s != "backbone.width=8"]
+        return [*small, f"backbone={option}", *BACKBONE.get(option, []), "data.batch_size=4"]
+    if group == "data":
+        small = [s for s in SMALLEST if not s.startswith("data.")]
+        root = ["data.root=${oc.env:UNLABELED_DATA}/folder"] if option == "folder" else []
+        return [*small, f"data={option}", *DATA, *root]
+    if group == "trainer":
+        small = [s for s in SMALLEST if not s.startswith("trainer.precision")]
+        return [*small, f"trainer={option}", "trainer.devices=1"]
+    if group == "eval":
+        return [*SMALLEST, f"+eval@evals.one={option}", "baselines=true"]
+    return [*SMALLEST, f"{PLACES.get(group, group)}={option}"]
+
+
+FILES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """A folder with a tiny data set in each layout, under the name conf/data gives it."""
+    root = tmp_path_factory.mktemp("data")
+    pixels = np.random.default_rng(0)
+
+    def write(folder, classes, count, side=40):
+        for kind in classes:
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                image = pixels.integers(0, 256, (side, side, 3), dtype=np.uint8)
+                Image.fromarray(image).save(folder / kind / f"{i}.png")
+
+    write(root / "folder", ["cat", "dog"], 20)
+    for name, test, classes in (
+        ("imagenet", "val", WNIDS),
+        ("imagenette", "val", WNIDS),
+        ("cifar10", "test", ("cat", "dog")),
+    ):
+        side = 32 if name == "cifar10" else 40
+        write(root / name / "train", classes, 8, side)
+        write(root / name / test, classes, 4, side)
+    (root / "fashion_mnist").mkdir()
+    for side, count in (("train", 16), ("t10k", 8)):
+        images = pixels.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
+            (root / f"fashion_mnist/{side}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint with the weights of a tiny network."""
+    from unlabeled.backbones.resnet import ResNet
+
+    net = ResNet(depth=18, width=8, stem="small")
+    state = {f"backbone.{key}": value for key, value in net.state_dict().items()}
+    path = tmp_path_factory.mktemp("trained") / "last.ckpt"
+    torch.save({"state_dict": state, "backbone_config": net.config}, path)
+    return path
+
+
+@pytest.fixture
+def alone():
+    """Leaves no process group behind: `trainer=ddp` opens one even for a single process."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def test_the_exceptions_exist():
+    assert set(FILES) >= NEVER_RUN.keys()
+    groups = {name.split("/")[0] for name in FILES} - {"train"}
+    for group, table in (("method", METHOD), ("backbone", BACKBONE), ("augment", AUGMENT)):
+        assert {f"{group}/{option}" for option in table} <= set(FILES)
+    assert {f"decode/{option}" for option in DECODE} == {f for f in FILES if f[:7] == "decode/"}
+    assert groups <= {
+        *("augment", "backbone", "callbacks", "data", "decode", "eval", "evals"),
+        *("experiment", "logger", "method", "optim", "trainer"),
+    }, "a new group: say in `overrides` how one of its files is swapped into a run"
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", [name for name in FILES if name not in NEVER_RUN])
+def test_runs_for_two_steps(name, compose, roots, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLABELED_DATA", str(roots))
+    if name == "logger/wandb":
+        monkeypatch.setenv("WANDB_MODE", "offline")
+    if name == "logger/tensorboard":
+        pytest.importorskip("tensorboard", reason="an optional package")
+    lines = [line.replace("SOURCE", str(trained)) for line in overrides(name)]
+    if not any(line.startswith(("method=", "experiment=")) for line in lines):
+        lines += chosen("simclr")
+    cfg = compose(*lines)
+    group, _, option = name.partition("/")
+    if group == "backbone" and parameters(cfg) > MOST:
+        return
+    out = tmp_path / "run"
+    scores = run(cfg, out)
+    assert json.loads((out / "status.json").read_text())["state"] == "finished"
+    if name == "method/none":
+        return
+    saved = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    weights = {k: v for k, v in saved["state_dict"].items() if k.startswith("backbone.")}
+    assert weights
+    assert all(w.isfinite().all() for w in weights.values())
+    if group in ("eval", "evals") and option != "none":
+        expected = {"knn", "linear"} if option in ("all", "standard") else {option}
+        prefixes = {k.split("/")[0] for k in scores} - {"baseline"}
+        assert prefixes == ({"one"} if group == "eval" else expected)
+        assert all(0 <= value <= 1 for value in scores.values())
+    if group == "logger" and option in ("wandb", "tensorboard"):
+        assert list(out.rglob("events.out.*" if option == "tensorboard" else "run-*.wandb"))
+    if group == "callbacks" and option.startswith("online"):
+        header = (out / "metrics.csv").read_text().splitlines()[0]
+        assert f"online/{option.removeprefix('online_')}_top1" in header.split(",")
+
+
+def parameters(cfg) -> float:
+    """Parameters of the backbone, built on the meta device, and there pushed through if large."""
+    from hydra.utils import instantiate
+
+    if cfg.backbone.get("path"):
+        return 0.0  # its weights are read, and it is as large as what was trained
+    with torch.device("meta"):
+        net = instantiate(cfg.backbone)
+    count = sum(math.prod(p.shape) for p in net.parameters())
+    if count > MOST:
+        assert net(torch.zeros(2, 3, 64, 64, device="meta")).shape == (2, net.dim)
+    return count

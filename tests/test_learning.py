@@ -1,0 +1,77 @@
+"""Minutes of training on real images: every method learns something (marker `slow`).
+
+Each learns from 5 000 images of CIFAR-10 with its settings of conf/experiment/cifar10, only
+shorter. Pretext accuracies are those of the last epoch's training batches, which differ from
+the held-out one by little, as every epoch draws other crops, turns and orders.
+"""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import CONF
+
+from unlabeled.train import run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+HOME = Path(os.environ.get("UNLABELED_DATA") or Path.home() / ".cache/unlabeled-data")
+METHODS = sorted(p.stem for p in (CONF / "experiment/cifar10").glob("*.yaml"))
+JOINT = {"barlow_twins", "byol", "moco_v2", "pirl", "simclr", "swav"}
+EPOCHS = {"rotation": 4, "swav": 5, "pirl": 5}  # they see each image more than twice
+CHANCE = {"rotation": 1 / 4, "jigsaw": 1 / 100, "clusterfit": 1 / 50, "supervised": 1 / 10}
+OWN = {"clusterfit": ["method.clusters=50"], "swav": ["method.queue=0"]}
+
+
+@pytest.fixture(scope="module")
+def trained(compose, tmp_path_factory):
+    """A function: method -> the folder of its run, which is made once."""
+    root = HOME / "cifar10"
+    if not (root / "train").is_dir() and not (root / "cifar-10-batches-py").is_dir():
+        pytest.skip(f"needs CIFAR-10 in {root}: set UNLABELED_DATA")
+    folder = tmp_path_factory.mktemp("learning")
+
+    def made(method):
+        out = folder / method
+        if out.exists():
+            return out
+        source = [f"method.source.path={made('simclr')}"] if method == "clusterfit" else []
+        cfg = compose(
+            f"experiment=cifar10/{method}",
+            *(f"data.root={root}", "data.layout.download=false", "data.limit=5000"),
+            *("data.batch_size=128", f"trainer.max_epochs={EPOCHS.get(method, 8)}"),
+            *("trainer=cpu", "trainer.log_every_n_steps=1", "evals=knn"),
+            *(*OWN.get(method, []), *source),
+        )
+        run(cfg, out)
+        return out
+
+    return made
+
+
+def last_epoch(out, name):
+    """Mean of a metric over the updates of the last epoch."""
+    with (out / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get(name)]
+    last = max(int(float(row["epoch"])) for row in rows)
+    values = [float(row[name]) for row in rows if int(float(row["epoch"])) == last]
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_learns(trained, method):
+    out = trained(method)
+    scores = json.loads((out / "scores.json").read_text())
+    name = "knn/k20_t0.07/top1"
+    gain = scores[name] - scores[f"baseline/random/{name}"]
+    print(f"{method}: kNN {scores[name]:.3f}, gain over random initialisation {gain:+.3f}")
+    if method in CHANCE:
+        accuracy = last_epoch(out, "train/accuracy")
+        print(f"{method}: accuracy {accuracy:.3f}, by chance {CHANCE[method]:.3f}")
+        assert accuracy > 1.5 * CHANCE[method]
+    if method in JOINT:
+        assert last_epoch(out, "health/std") > 0.1  # 0: collapsed
+    if method not in ("rotation", "jigsaw"):  # whose answers, that early, are not about classes
+        assert gain > 0.02
