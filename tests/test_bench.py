@@ -116,7 +116,7 @@ def test_the_imports_that_a_check_needs_are_modules(bench):
 
 def test_the_bare_loop_computes_what_the_framework_does(bench):
     step = importlib.import_module("bench_step")
-    turns, method = step.fit(16, 3, "backbone.width=4")
+    turns, method = step.fit(8, 3, "backbone.width=16")
     assert len(turns.ours) == len(turns.other) == 3
     bare = turns.bare.method.state_dict()
     for name, x in method.state_dict().items():

@@ -120,7 +120,8 @@ def overrides(name: str) -> list[str]:
         return [*small, f"data={option}", *DATA, *root]
     if group == "trainer":
         small = [s for s in SMALLEST if not s.startswith("trainer.precision")]
-        return [*small, f"trainer={option}", "trainer.devices=1"]
+        norm = ["method.norm=batch"]  # PyTorch synchronises batch norm on GPUs only
+        return [*small, f"trainer={option}", "trainer.devices=1", *chosen("simclr"), *norm]
     if group == "eval":
         return [*SMALLEST, f"+eval@evals.one={option}", "baselines=true"]
     return [*SMALLEST, f"{PLACES.get(group, group)}={option}"]

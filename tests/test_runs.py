@@ -276,15 +276,15 @@ def test_probes_change_nothing(tmp_path):
     assert any(row["online/knn_top1"] for row in rows)
 
 
-def test_wandb_needs_no_key(tmp_path, monkeypatch):
+def test_wandb_needs_no_key_and_each_job_of_a_sweep_has_its_own_run(tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))  # no .netrc
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     lines = [*TINY, "logger=wandb", "evals=none", "trainer.max_steps=1"]
-    code, says = unlabeled(*lines, f"hydra.run.dir={tmp_path / 'run'}")
+    code, says = unlabeled("-m", *lines, "seed=0,1", f"hydra.sweep.dir={tmp_path}")
     assert code == 0, says
-    assert list((tmp_path / "run").rglob("run-*.wandb"))
+    for job in ("0", "1"):
+        assert list((tmp_path / job).rglob("run-*.wandb")), f"job {job}"
 
 
 def test_three_ways_to_start_it():
