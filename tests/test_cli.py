@@ -92,7 +92,7 @@ def test_a_wrong_config_ends_with_2_before_anything_is_made(app, tmp_path):
     assert err.splitlines() == [
         "unlabeled: 3 mistakes in the config:",
         "  `data=lud`: did you mean `data=loud`?",
-        "  `data.sise`: did you mean `data.size`?",
+        "  `sise`: did you mean `size`? (`data.sise`)",
         "  `seed=x`: expected an integer",
     ]
     assert "started" not in out
@@ -144,7 +144,7 @@ def test_cheap_commands_import_nothing_heavy(app):
     assert "heavy: []" in out
     code, out, err = app("--cfg", "job", "data.sise=3")
     assert code == 2
-    assert "`data.sise`: did you mean `data.size`?" in err
+    assert "`sise`: did you mean `size`? (`data.sise`)" in err
     assert "heavy: []" in out
 
 

@@ -114,10 +114,16 @@ def test_right_command_lines_have_no_mistakes(wrong):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("method.temprature=0.1", "`method.temprature`: did you mean `method.temperature`?"),
+        (
+            "method.temprature=0.1",
+            "`temprature`: did you mean `temperature`? (`method.temprature`)",
+        ),
         ("methd.temprature=0.1", "`methd.temprature`: did you mean `method.temperature`?"),
-        ("method={temprature: 0.3}", "`method.temprature`: did you mean `method.temperature`?"),
-        ("method.temp=0.1", "`method.temp`: did you mean `method.temperature`?"),
+        (
+            "method={temprature: 0.3}",
+            "`temprature`: did you mean `temperature`? (`method.temprature`)",
+        ),
+        ("method.temp=0.1", "`temp`: did you mean `temperature`? (`method.temp`)"),
         ("temperature=0.1", "`temperature`: did you mean `method.temperature`?"),
         ("method=simclrr", "`method=simclrr`: did you mean `method=simclr`?"),
         ("metod=simclr", "`metod`: did you mean `method`?"),
@@ -146,7 +152,7 @@ def test_right_command_lines_have_no_mistakes(wrong):
         ),
         ("+seed=2", "`+seed`: there is one already; write `seed=2`"),
         ("~sed", "`sed`: did you mean `seed`?"),
-        ("hydra.run.dri=x", "`hydra.run.dri`: did you mean `hydra.run.dir`?"),
+        ("hydra.run.dri=x", "`dri`: did you mean `dir`? (`hydra.run.dri`)"),
         ("seed=1,2", "`seed=1,2`: several values need -m; one list is `seed=[1,2]`"),
         ("seed", "`seed`: not an override like key=value (missing EQUAL at '<EOF>')"),
         ("=3", "`=3`: not an override like key=value (there is no key)"),
@@ -181,8 +187,8 @@ def test_all_mistakes_of_a_line_at_once(wrong):
         "method",
         "backbone",
         "optim@method.optm",
-        "method.temprature",
-        "method.optim.momentun",
+        "temprature",
+        "momentun",
         "data.sise",
         "method.temperature",
     ]
@@ -413,5 +419,5 @@ def test_every_file_of_the_tree_composes_and_passes_the_check(lines):
 
 def test_the_tree_finds_a_slip_of_the_pen():
     assert overrides.mistakes(CONF, "train", ["method=simclr", "method.temprature=0.1"]) == [
-        "`method.temprature`: did you mean `method.temperature`?"
+        "`temprature`: did you mean `temperature`? (`method.temprature`)"
     ]

@@ -313,7 +313,7 @@ def test_right_commands_pass(command):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("unlabeled method=simclr method.temprature=0.1", "did you mean `method.temperature`?"),
+        ("unlabeled method=simclr method.temprature=0.1", "did you mean `temperature`?"),
         ("unlabeled method=simclear", "did you mean `method=simclr`?"),
         ("unlabeled method=simclr,byol", "several values need -m"),
         ("unlabeled data=folder", "`data.root`: no value given"),
@@ -321,7 +321,7 @@ def test_right_commands_pass(command):
         ("python -m unlabeled.train sed=0", "did you mean `seed`?"),
         ("python src/unlabeled/train.py sed=0", "did you mean `seed`?"),
         ("make everything", "the Makefile has no target everything"),
-        ("make demo ARGS=trainer.max_step=3", "did you mean `trainer.max_steps`?"),
+        ("make demo ARGS=trainer.max_step=3", "did you mean `max_steps`?"),
         ("make demo ARG=3", "the Makefile has no variable ARG"),
         ("python scripts/exprt.py RUN", "there is no scripts/exprt.py"),
         ("python scripts/export.py RUN --fromat timm", "takes no --fromat"),

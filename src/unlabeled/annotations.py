@@ -101,3 +101,12 @@ def listed(names: Iterable[Any], last: str = "and") -> str:
     """Names as a phrase."""
     *head, tail = [str(n) for n in names] or ["nothing"]
     return f"{', '.join(head)} {last} {tail}" if head else tail
+
+
+def near_miss(key: str, meant: str) -> str:
+    """What to say of a key that is not there: its last part alone, if only that is wrong."""
+    parent, _, last = key.rpartition(".")
+    above, _, right = meant.rpartition(".")
+    if parent and parent == above:
+        return f"`{last}`: did you mean `{right}`? (`{key}`)"
+    return f"`{key}`: did you mean `{meant}`?"

@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from unlabeled.annotations import listed, nearest, shown
+from unlabeled.annotations import listed, near_miss, nearest, shown
 from unlabeled.config import join
 from unlabeled.tree import composed, options, parsed
 
@@ -140,7 +140,7 @@ def _set(cfg: DictConfig, key: str, value: Any, override: Override, grows: bool)
     taken = override.is_add() and OmegaConf.select(cfg, meant) is not None
     if taken and not isinstance(value, (dict, list)):
         return [f"`+{key}`: there is one already; write `{key}={shown(value)}`"]
-    found = [] if meant == key else [f"`{key}`: did you mean `{meant}`?"]
+    found = [] if meant == key else [near_miss(key, meant)]
     try:
         if override.is_delete():
             parent, _, last = meant.rpartition(".")
