@@ -189,7 +189,7 @@ def test_all_mistakes_of_a_line_at_once(wrong):
         "optim@method.optm",
         "temprature",
         "momentun",
-        "data.sise",
+        "sise",
         "method.temperature",
     ]
     assert found[-1] == "`method.temperature=hot`: expected a number"
