@@ -238,7 +238,7 @@ def test_an_error_ends_with_1_and_is_in_the_status(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        (["method=simclr", "method.temprature=0.1"], "did you mean `method.temperature`?"),
+        (["method=simclr", "method.temprature=0.1"], "did you mean `temperature`?"),
         (["data=folder", "data.root=/nowhere/at/all"], "/nowhere/at/all does not exist"),
         (["data.limit=8"], "batch"),
         (["resume=/nowhere/x.ckpt"], "/nowhere/x.ckpt"),

@@ -110,6 +110,8 @@ def wandb_logger(
             log.warning(
                 "W&B is offline: no key or no network. Later: wandb sync %s", run / "wandb/*run-*"
             )
+        if wandb.run is not None:  # an earlier job of a sweep in this process
+            wandb.finish()
         known = getattr(wandb.Settings, "model_fields", {})
         limits = {"init_timeout": 30, "finish_timeout": 60, "silent": True}
         settings = wandb.Settings(**{k: v for k, v in limits.items() if k in known})
