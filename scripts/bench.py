@@ -64,13 +64,16 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """The table in the terminal, with missed bars in red."""
-    table = Table(*HEAD, title="speed, as ratios")
+    """The table in the terminal, with missed bars in red, and below it how each was measured."""
+    table = Table(*HEAD[:-1], title="speed, as ratios")
     for row in rows:
         met = "red" if row.missed else "green" if row.bar is not None and row.values else ""
-        name, value, *rest = map(escape, row.cells())
+        name, value, *rest, _ = map(escape, row.cells())
         table.add_row(name, f"[{met}]{value}[/]" if met else value, *rest)
     console.print(table)
+    for note in dict.fromkeys(row.note for row in rows if row.note):
+        names = ", ".join(row.name for row in rows if row.note == note)
+        console.print(escape(f"{names}: {note}"), style="dim")
 
 
 def machine() -> dict[str, Any]:

@@ -131,8 +131,8 @@ def rows(rounds: int = 5) -> list[Row]:
     )
     name = "one training step: in the framework / bare PyTorch"
     return [
-        _slower(f"{name}, wall time", 1.05, _rounds(turns.ours, 0), _rounds(turns.other, 0), note),
-        _slower(f"{name}, CPU time", None, _rounds(turns.ours, 1), _rounds(turns.other, 1), note),
+        _row(f"{name}, wall time", 1.05, turns, 0, note),
+        _row(f"{name}, CPU time", None, turns, 1, note),
     ]
 
 
@@ -175,12 +175,10 @@ def _config(*more: str) -> Any:
         return compose("train", overrides=[*RECIPE, *more])
 
 
-def _slower(
-    name: str, bar: float | None, ours: Sequence[float], other: Sequence[float], note: str
-) -> Row:
-    ratios = per_round(ours, other)
+def _row(name: str, bar: float | None, turns: Turns, which: int, note: str) -> Row:
+    ours, other = _rounds(turns.ours, which), _rounds(turns.other, which)
     said = {"ours": seconds(ours), "other": seconds(other), "note": note}
-    return Row(name, ratios, bar=bar, better="low", **said)
+    return Row(name, per_round(ours, other), bar=bar, better="low", **said)
 
 
 def _layout(root: Path, seed: int) -> dict[str, Split]:

@@ -119,3 +119,9 @@ def test_the_target_gets_no_gradient_and_moves_by_its_momentum(tiny, name):
     for p, old, theta in zip(target.parameters(), before, online, strict=True):
         assert p.grad is None
         torch.testing.assert_close(p, old + share * (theta - old))
+
+
+def test_a_length_may_be_given_in_updates_alone(tiny):
+    method, data, trainer = tiny("simclr", "trainer.max_epochs=-1", "trainer.max_steps=5")
+    trainer.fit(method, data)
+    assert trainer.global_step == 5

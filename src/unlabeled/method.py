@@ -140,8 +140,9 @@ class Method(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         self._total_steps = max(1, int(self.trainer.estimated_stepping_batches))
         accumulated = self.trainer.accumulate_grad_batches
-        batch_size = self.trainer.datamodule.batch_size * accumulated  # type: ignore[attr-defined]
-        per_epoch = max(1, int(self.trainer.num_training_batches) // accumulated)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        batch_size = data.batch_size * accumulated
+        per_epoch = max(1, data.count // batch_size)
         return self.optim(
             self, batch_size=batch_size, steps=self._total_steps, steps_per_epoch=per_epoch
         )
