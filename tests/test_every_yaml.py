@@ -75,7 +75,7 @@ BACKBONE = {
 }
 BACKBONE["alexnet_bn"] = BACKBONE["alexnet"]
 AUGMENT = {  # the method that takes it, where it is not one of two views
-    **dict.fromkeys(["clusterfit", "none", "single", "supervised"], "supervised"),
+    **dict.fromkeys(["clusterfit", "mild_single", "none", "single", "supervised"], "supervised"),
     **{name: name for name in ("jigsaw", "pirl", "rotation", "swav")},
     "jigsaw_small": "jigsaw",
     "pirl_rotation": "pirl",
