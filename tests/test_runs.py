@@ -217,6 +217,7 @@ def test_evaluations_without_labels_are_skipped_or_refused(folder, tmp_path, cap
         assert code == 2
         assert "the evaluation 'knn' cannot run: the images of the train" in says
         assert "Traceback" not in says
+        assert not (tmp_path / "named/checkpoints").exists()  # refused before it trained
 
 
 def test_an_error_ends_with_1_and_is_in_the_status(tmp_path, monkeypatch):
@@ -302,3 +303,25 @@ def test_three_ways_to_start_it():
     assert said[0] == said[1] == said[2]
     assert "seed: 3" in said[0]
     assert "unlabeled.methods.byol.BYOL" in said[0]
+
+
+def test_a_folder_refuses_the_config_of_another_run(tmp_path):
+    lines = [*TINY, "evals=none", "trainer.max_steps=2", f"hydra.run.dir={tmp_path}"]
+    assert unlabeled(*lines) == (0, "")
+    before = (tmp_path / "status.json").read_text()
+    code, says = unlabeled(*lines, "seed=5", "data.batch_size=8")
+    assert code == 2
+    assert "differs in data.batch_size" in says
+    assert "seed" in says
+    assert "resume=none" in says
+    assert (tmp_path / "status.json").read_text() == before
+
+
+def test_a_run_begun_anew_in_its_folder_is_evaluated_anew(tmp_path):
+    lines = [*TINY, "evals=knn", "trainer.max_steps=2", f"hydra.run.dir={tmp_path}"]
+    assert unlabeled(*lines) == (0, "")
+    details = json.loads((tmp_path / "scores_details.json").read_text())
+    assert details["knn/k20_t0.07/top1"]["seed"] == 0
+    assert unlabeled(*lines, "seed=5", "resume=none") == (0, "")
+    details = json.loads((tmp_path / "scores_details.json").read_text())
+    assert details["knn/k20_t0.07/top1"]["seed"] == 5

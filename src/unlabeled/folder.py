@@ -38,9 +38,11 @@ class Folder:
         self.writes = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", 0))) == 0
         self.before = self._read("status.json")
         self.target = {key: cfg.trainer[key] for key in ("max_epochs", "max_steps")}
+        self.identity = _identity(cfg)
         self.status: dict[str, Any] = {}
 
     def __enter__(self) -> "Folder":
+        self._refuse_another_run()
         self.path.mkdir(parents=True, exist_ok=True)
         self.status = {
             "state": "running",
@@ -53,6 +55,7 @@ class Folder:
             "started": _now(),
             "seconds": None,
             "trained": self.before.get("trained"),
+            "identity": self.identity,
         }
         self.clock = time.monotonic()
         self._write("status.json", self.status)
@@ -83,8 +86,11 @@ class Folder:
 
     def has_scores(self, evaluation: str) -> bool:
         """Whether an earlier start of this very run left scores of an evaluation."""
-        return self.trained and any(
-            name.split("/")[0] == evaluation for name in self._read("scores.json")
+        goes_on = self.cfg.resume == "auto"  # else the weights will be others
+        return (
+            goes_on
+            and self.trained
+            and any(name.split("/")[0] == evaluation for name in self._read("scores.json"))
         )
 
     @property
@@ -122,6 +128,17 @@ class Folder:
         own = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
         backbone.load_state_dict(own)
 
+    def _refuse_another_run(self) -> None:
+        """Old weights and scores must not stand under another run's config."""
+        old = self.before.get("identity")
+        held = (self.path / "checkpoints/last.ckpt").exists()
+        if self.cfg.resume == "auto" and held and old is not None and old != self.identity:
+            keys = sorted(k for k in old | self.identity if old.get(k) != self.identity.get(k))
+            raise InputError(
+                f"{self.path} holds another run, which differs in {', '.join(keys)}: choose "
+                "another hydra.run.dir, or write resume=none to begin anew there"
+            )
+
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
@@ -134,6 +151,24 @@ class Folder:
             partial = self.path / f".{name}.partial"
             partial.write_text(json.dumps(content, indent=2) + "\n")
             partial.replace(self.path / name)
+
+
+def _identity(cfg: DictConfig) -> dict[str, Any]:
+    """Dotted key -> value of what makes the weights; its length may grow, its place may move."""
+    free = ("data.root", "data.workers")
+    flat = {}
+    todo: list[tuple[str, Any]] = [
+        *((name, plain(cfg[name])) for name in ("method", "backbone", "data")),
+        ("seed", cfg.seed),
+        ("trainer.accumulate_grad_batches", cfg.trainer.accumulate_grad_batches),
+    ]
+    while todo:
+        key, value = todo.pop()
+        if isinstance(value, dict):
+            todo += [(f"{key}.{name}", child) for name, child in value.items()]
+        elif key not in free:
+            flat[key] = value
+    return dict(sorted(flat.items()))
 
 
 def _now() -> str:

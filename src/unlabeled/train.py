@@ -42,6 +42,8 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
             data.setup("fit")
             evals = {name: instantiate(node) for name, node in cfg.evals.items()}
             todo = {name: e for name, e in evals.items() if not folder.has_scores(str(name))}
+            if _named(cfg):
+                _refuse(todo, data)  # now, not after hours of training
             trainer = _trainer(cfg, folder)
             if cfg.method:
                 method = instantiate(cfg.method)
@@ -59,6 +61,15 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
         html.write(out)
         terminal.show(out)
     return scores
+
+
+def _refuse(evals: dict[Any, Any], data: Any) -> None:
+    from unlabeled.evaluate.suite import obstacle
+
+    for name, evaluation in evals.items():
+        source = evaluation.data if evaluation.data is not None else data
+        if reason := obstacle(evaluation, source):
+            raise ValueError(f"the evaluation {name!r} cannot run: {reason}")
 
 
 def _fit(cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, data: Any) -> None:
@@ -165,6 +176,7 @@ def _evaluate(
                 near = figures.neighbours(features, data, seed=cfg.seed)
                 _save(folder.path / "figures/neighbours.npz", near)
                 labels = data.labels("test")
+            if features is not None and len(features) >= 3:  # fewer make no map
                 dots = figures.embedding(features, labels, classes=data.classes, seed=cfg.seed)
                 _save(folder.path / "figures/embedding.npz", dots)
             if not cfg.keep_features:

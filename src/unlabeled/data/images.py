@@ -124,7 +124,8 @@ class Images(pl.LightningDataModule):
         count = len(store.split(split))
         stop = count if stop is None else min(stop, count)
         parts = [range(i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)]
-        return store.scan(split, parts, self.eval_decode, min(self._workers(), len(parts)))
+        workers = self._workers() if len(parts) > 1 else 0  # one part is read sooner than forked
+        return store.scan(split, parts, self.eval_decode, min(workers, len(parts)))
 
     def has(self, split: Side) -> bool:
         """Whether there is such a split."""
