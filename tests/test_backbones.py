@@ -478,7 +478,7 @@ def test_every_yaml_builds(path, tmp_path):
         node.path = str(run_folder(tmp_path / "run", tiny()))
     if path.stem in ("torchvision", "timm"):
         node.name = "resnet18" if path.stem == "torchvision" else "test_resnet"
-    if "resnet" in path.stem or "alexnet" in path.stem:
+    if any(kind in path.stem for kind in ("resnet", "regnet", "alexnet")):
         with torch.device("meta"):
             model = instantiate(node)
         assert model.config == OmegaConf.to_container(node)  # every argument can be overridden

@@ -1,6 +1,6 @@
 """ResNets (He et al., 2016) whose parameters have torchvision's names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from unlabeled.backbones.norm import Norm, norm_layer
+from unlabeled.backbones.recompute import STAGES, chosen, through
 
 BLOCKS = {
     18: (BasicBlock, (2, 2, 2, 2)),
@@ -35,6 +36,8 @@ class ResNet(nn.Module):
         bn_splits: statistics over this many parts of the batch, as on as many devices.
         zero_init_residual: every block starts as the identity (Goyal et al., 2017).
         widen: factor of the inner width of bottlenecks only; 2 is `wide_resnet50_2`.
+        checkpoint_activations: recompute blocks in the backward pass instead of keeping what
+            is inside them: true, or a list of stages (res2, ..., res5).
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class ResNet(nn.Module):
         bn_splits: int = 1,
         zero_init_residual: bool = False,
         widen: int = 1,
+        checkpoint_activations: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
         if depth not in BLOCKS:
@@ -63,6 +67,8 @@ class ResNet(nn.Module):
             raise ValueError(f"widen={widen} needs bottlenecks (depth 50 or more), got {depth}")
         if zero_init_residual and norm == "none":
             raise ValueError("zero_init_residual needs a norm with weights, got norm=none")
+        self.recomputed = chosen(checkpoint_activations)
+        listed = checkpoint_activations
         self.config: dict[str, Any] = {
             "_target_": "unlabeled.backbones.resnet.ResNet",
             "depth": depth,
@@ -73,6 +79,7 @@ class ResNet(nn.Module):
             "bn_splits": bn_splits,
             "zero_init_residual": zero_init_residual,
             "widen": widen,
+            "checkpoint_activations": listed if isinstance(listed, bool) else list(listed),
         }
         layer = norm_layer(norm, bn_splits)
         small = stem == "small"
@@ -91,17 +98,17 @@ class ResNet(nn.Module):
         self._initialise(zero_init_residual)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return F.adaptive_avg_pool2d(self.stages(x)["res5"], 1).flatten(1)
 
     def stages(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, C, h, w): conv1 (after norm and ReLU, before the max-pool), res2 to res5."""
-        maps = {"conv1": self.relu(self.bn1(self.conv1(x)))}
-        maps["res2"] = self.layer1(self.maxpool(maps["conv1"]))
-        maps["res3"] = self.layer2(maps["res2"])
-        maps["res4"] = self.layer3(maps["res3"])
-        maps["res5"] = self.layer4(maps["res4"])
+        x = self.relu(self.bn1(self.conv1(x)))
+        maps = {"conv1": x}
+        x = self.maxpool(x)
+        for name, stage in zip(
+            STAGES, (self.layer1, self.layer2, self.layer3, self.layer4), strict=True
+        ):
+            x = maps[name] = through(stage, x, recompute=name in self.recomputed)
         return maps
 
     def _initialise(self, zero_init_residual: bool) -> None:
