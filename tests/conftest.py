@@ -27,6 +27,7 @@ SMALL = [
 OWN = {
     "moco_v2": ["method.queue=40", "backbone.bn_splits=2"],
     "pirl": ["method.negatives=24"],
+    "seer": ["method.prototypes=12"],
     "swav": ["method.queue=16", "method.prototypes=12"],
     "clusterfit": ["method.clusters=5"],
     "demo": ["method.clusters=5"],

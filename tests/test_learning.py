@@ -19,10 +19,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HOME = Path(os.environ.get("UNLABELED_DATA") or Path.home() / ".cache/unlabeled-data")
 METHODS = sorted(p.stem for p in (CONF / "experiment/cifar10").glob("*.yaml"))
-JOINT = {"barlow_twins", "byol", "moco_v2", "pirl", "simclr", "swav"}
-EPOCHS = {"rotation": 4, "swav": 5, "pirl": 5}  # they see each image more than twice
+JOINT = {"barlow_twins", "byol", "moco_v2", "pirl", "seer", "simclr", "swav"}
+EPOCHS = {"rotation": 4, "pirl": 5}  # they see each image more than twice
 CHANCE = {"rotation": 1 / 4, "jigsaw": 1 / 100, "clusterfit": 1 / 50, "supervised": 1 / 10}
-OWN = {"clusterfit": ["method.clusters=50"], "swav": ["method.queue=0"]}
+OWN = {"clusterfit": ["method.clusters=50"]}
 
 
 @pytest.fixture(scope="module")

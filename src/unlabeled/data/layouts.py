@@ -1,6 +1,7 @@
 """How data sets lie on the disk: each layout reads a root and gives its splits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.idx import find_idx, read_idx
-from unlabeled.data.splits import Array, Split, divide
+from unlabeled.data.splits import Array, Files, Split, divide
 from unlabeled.data.tree import read_tree
 
 
@@ -35,20 +36,42 @@ class Folder:
         test_share: without a folder for it, the share of every class set aside as the test set.
         split_seed: fixes that choice. It is no function of the run's seed, so that a run with
             another seed never tests on images an earlier run has trained on.
+        labels: whether folders may be classes; false for images that are merely stored in many.
     """
 
-    def __init__(self, *, test_share: float = 0.1, split_seed: int = 0) -> None:
+    def __init__(
+        self, *, test_share: float = 0.1, split_seed: int = 0, labels: bool = True
+    ) -> None:
         if not 0 <= test_share < 1:
             raise ValueError(f"test_share must be in [0, 1), got {test_share}")
-        self.test_share, self.split_seed = test_share, split_seed
+        self.test_share, self.split_seed, self.labels = test_share, split_seed, labels
 
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
         splits = read_tree(root)
+        if not self.labels:
+            splits = {side: replace(x, labels=None, classes=()) for side, x in splits.items()}
         if "test" in splits or not self.test_share:
             return {**splits}
         everything = splits["train"]
         rest, test = divide(everything.labels, len(everything), self.test_share, self.split_seed)
         return {"train": everything.take(rest), "test": everything.take(test)}
+
+
+class List:
+    """Images that a text file names, one path a line, relative to the root; no labels.
+
+    Only the first is looked up on the disk; later a file that is not there counts as unreadable.
+
+    Args:
+        train: the file for the training images, itself relative to the root.
+        test: one for test images, or None.
+    """
+
+    def __init__(self, *, train: str, test: str | None = None) -> None:
+        self.files = {"train": train} | ({} if test is None else {"test": test})
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        return {side: _listed(root, root / name) for side, name in self.files.items()}
 
 
 class ImageNet:
@@ -152,6 +175,26 @@ def _array(pixels: np.ndarray, labels: Sequence[int] | np.ndarray, classes: Sequ
     images = images.unsqueeze(1).expand(-1, 3, -1, -1) if images.ndim == 3 else images
     y: Tensor = torch.from_numpy(np.asarray(labels).astype(np.int64))
     return Array(images, y, tuple(classes))
+
+
+def _listed(root: Path, file: Path) -> Files:
+    """The images that a text file names."""
+    try:
+        lines = (line.strip() for line in file.read_bytes().splitlines())
+    except OSError as error:
+        raise ValueError(f"cannot read the list of images {file}: {error}") from error
+    paths = np.array([line for line in lines if line], dtype=np.bytes_)
+    if not len(paths):
+        raise ValueError(f"{file} names no image: it needs one path a line")
+    images = Files(root, paths, np.zeros(len(paths), dtype=np.int64), None, ())
+    if twice := len(paths) - len(np.unique(paths)):
+        raise ValueError(f"{file} names {twice} of its {len(paths)} images again")
+    if not (root / images.name(0)).is_file():
+        raise ValueError(
+            f"the first image that {file} names is not there: {root / images.name(0)}; "
+            "point data.root at the folder that its paths start from"
+        )
+    return images
 
 
 def _reason(tried: bool, error: Exception) -> str:
