@@ -61,6 +61,42 @@ def test_wrong_sizes_are_named(changes, named):
         batches(**changes)
 
 
+def test_an_order_of_ones_own_is_asked_for_when_its_epoch_begins():
+    asked = []
+
+    def order(epoch):
+        asked.append(epoch)
+        return torch.arange(22) * 0 + epoch if epoch else None
+
+    own = Batches(23, 4, 0, position=lambda: 3, order=order)
+    seen = [[key[0] for key in rows] for rows in own]
+    assert seen[:2] == [[key[0] for key in rows] for rows in batches(position=3)][:2]
+    assert seen[2:] == [[1] * 4] * 3
+    assert asked == [0, 1]
+    parts = Batches(23, 4, 0, position=lambda: 8, order=order)
+    epochs = []
+    for _ in parts.parts():
+        assert asked[2:] == [1, 2][: len(epochs) + 1]  # not before the part before is used up
+        epochs.append([rows[0][1] for rows in parts])
+    assert epochs == [[1, 1], [2, 2, 2]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_is_read_only_when_the_one_before_is_used_up(tree, workers):
+    """The order of an epoch may depend on what was learned in the epochs before."""
+    data, used, begun = images(tree, workers=workers), [], []
+
+    def begin(epoch):
+        begun.append((epoch, len(used)))
+
+    data._begin = begin
+    data._position = lambda: 3  # five batches of an epoch: two are left
+    for batch in data.train_dataloader():
+        used.append(batch["step"])
+    assert used == [3, 4, 5, 6, 7]
+    assert begun == [(0, 0), (1, 2)]
+
+
 class Watch(pl.LightningModule):
     """Keeps what it is given."""
 

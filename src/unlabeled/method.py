@@ -57,6 +57,20 @@ class Method(pl.LightningModule):
             classes: number of labels, 0 if there are none.
         """
 
+    def begin_epoch(self, epoch: int) -> Tensor | None:
+        """Runs in every process before the first batch of an epoch of the data is read.
+
+        The place for what is computed once per epoch (clusters). It runs again, for the same
+        epoch, when a run goes on within it: what was computed must come from the checkpoint then.
+
+        Args:
+            epoch: passes over the training set before this one.
+
+        Returns:
+            Which images to read, in which order: indices (n,) on the CPU, n at least the images
+            of all the epoch's batches. None: each image at most once, in random order.
+        """
+
     def after_step(self) -> None:
         """Runs once after every optimizer update, however many batches it accumulated."""
 

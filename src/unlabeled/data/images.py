@@ -176,7 +176,13 @@ class Images(pl.LightningDataModule):
 
     def _batches(self) -> Batches:
         order = (self.count, self.batch_size, self.seed)
-        return Batches(*order, position=self._position, **self._place())
+        return Batches(*order, position=self._position, order=self._begin, **self._place())
+
+    def _begin(self, epoch: int) -> Tensor | None:
+        """Tells what is trained that an epoch of these data begins: it may choose the order."""
+        method = None if self.trainer is None else self.trainer.lightning_module
+        begin = getattr(method, "begin_epoch", None)
+        return None if begin is None else begin(epoch)
 
     def _position(self) -> int:
         """Batches drawn so far: the trainer counts them, and its checkpoints carry the count."""

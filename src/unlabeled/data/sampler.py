@@ -1,9 +1,11 @@
 """Which images make which batch, and how batches are read: a function of (seed, position)."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from unlabeled.batch import Batch
@@ -25,10 +27,10 @@ class Reads(Protocol):
 class Batches(DistributedSampler):
     """The batches of one process, as lists of keys; incomplete batches are dropped.
 
-    The order of an epoch is a function of (seed, epoch). Every global batch is a run of that
-    order, and each process takes a slice of it, in order of rank: the number of processes does
-    not change which images meet. (It is a `DistributedSampler` so that Lightning does not put
-    its own around it.)
+    The order of an epoch is a function of (seed, epoch), unless `order` gives another. Every
+    global batch is a run of that order, and each process takes a slice of it, in order of rank:
+    the number of processes does not change which images meet. (It is a `DistributedSampler` so
+    that Lightning does not put its own around it.)
 
     Args:
         count: images in the training set.
@@ -37,6 +39,8 @@ class Batches(DistributedSampler):
         position: how many batches the run has drawn so far, asked whenever iteration starts. An
             iteration gives `len(self)` batches from there on, past the end of the epoch too:
             Lightning stops by itself where a resumed epoch ends.
+        order: asked for an epoch's order of images when the epoch begins, and again when a run
+            goes on within it: at least `len(self)` batches of indices, or None.
         rank: this process.
         world: number of processes.
     """
@@ -48,6 +52,7 @@ class Batches(DistributedSampler):
         seed: int,
         *,
         position: Callable[[], int],
+        order: Callable[[int], Tensor | None] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -63,20 +68,47 @@ class Batches(DistributedSampler):
             )
         super().__init__(range(count), num_replicas=world, rank=rank, seed=seed)  # type: ignore
         self.count, self.batch_size, self.world = count, batch_size, world
-        self.position = position
+        self.position, self.order = position, order
+        self._part: Iterable[list[Key]] | None = None
 
     def __len__(self) -> int:
         return self.count // self.batch_size
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order, of = torch.empty(0), -1
-        rows = self.batch_size // self.world
+        if self._part is not None:  # one epoch's, for a loader that goes from part to part
+            return iter(self._part)
+        return chain.from_iterable(self._of_epochs())
+
+    def parts(self) -> Iterator[None]:
+        """One iteration in parts: at each stop, `iter(self)` gives the batches of one epoch.
+
+        Nothing of an epoch is known before its part: its order may depend on what is learned
+        from the batches before.
+        """
+        try:
+            for part in self._of_epochs():
+                self._part = part
+                yield
+        finally:
+            self._part = None
+
+    def _of_epochs(self) -> Iterator[Iterator[list[Key]]]:
         start = self.position()
-        for step in range(start, start + len(self)):
-            epoch, at = divmod(step, len(self))
-            if epoch != of:
-                order, of = shuffled(self.count, self.seed, "order", epoch), epoch
-            first = at * self.batch_size + self.rank * rows
+        end = start + len(self)
+        while start < end:
+            epoch = start // len(self)
+            stop = min(end, (epoch + 1) * len(self))
+            yield self._keys(epoch, range(start, stop), self._order_of(epoch))
+            start = stop
+
+    def _order_of(self, epoch: int) -> Tensor:
+        order = None if self.order is None else self.order(epoch)
+        return shuffled(self.count, self.seed, "order", epoch) if order is None else order
+
+    def _keys(self, epoch: int, steps: range, order: Tensor) -> Iterator[list[Key]]:
+        rows = self.batch_size // self.world
+        for step in steps:
+            first = step % len(self) * self.batch_size + self.rank * rows
             yield [(index, epoch, step) for index in order[first : first + rows].tolist()]
 
 
@@ -84,7 +116,9 @@ class Loader(DataLoader):
     """Reads whole batches, in worker processes if there are any.
 
     Iterating starts nothing before the first batch is asked for: Lightning makes the iterator of
-    a resumed run before it knows the position. Random numbers of the process are left alone.
+    a resumed run before it knows the position. Nor are batches of an epoch read before those of
+    the epoch before it are used up, whatever the number of workers. Random numbers of the process
+    are left alone.
 
     Args:
         reads: gives batches.
@@ -117,9 +151,11 @@ class Loader(DataLoader):
         self.report = report
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch, bad in super().__iter__():
-            self.report(bad)  # raises where batch is None
-            yield batch
+        keys: Any = self.sampler
+        for _ in keys.parts() if isinstance(keys, Batches) else (None,):
+            for batch, bad in super().__iter__():
+                self.report(bad)  # raises where batch is None
+                yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the position is the trainer's. Lightning asks to tell that it may resume."""
