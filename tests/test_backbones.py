@@ -473,9 +473,17 @@ def test_fresh_is_random_fixed_by_the_seed_and_downloads_nothing(tmp_path):
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_yaml_builds(path, tmp_path):
     node = OmegaConf.load(path)
-    node.pop("defaults", None)
-    if path.stem == "checkpoint":
+    defaults = node.pop("defaults", [])
+    if path.stem in ("checkpoint", "classifier"):
         node.path = str(run_folder(tmp_path / "run", tiny()))
+    if path.stem == "classifier":
+        saved = torch.load(node.path + "/checkpoints/last.ckpt", weights_only=True)
+        head = {"head.weight": torch.zeros(7, tiny().dim), "head.bias": torch.arange(7.0)}
+        torch.save({**saved, "state_dict": saved["state_dict"] | head}, tmp_path / "classifier")
+        node.path = str(tmp_path / "classifier")
+    if path.stem.startswith("sobel"):
+        model = OmegaConf.load(CONF / f"{defaults[0]['/backbone@model']}.yaml")
+        node.model = OmegaConf.merge(model, node.get("model", {}))
     if path.stem in ("torchvision", "timm"):
         node.name = "resnet18" if path.stem == "torchvision" else "test_resnet"
     if any(kind in path.stem for kind in ("resnet", "regnet", "alexnet")):

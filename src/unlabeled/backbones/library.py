@@ -18,12 +18,13 @@ from unlabeled.backbones.wrapped import (
 HEADS = ("fc", "classifier", "heads", "head")  # where torchvision's models keep the classifier
 
 
-def torchvision(name: str, *, weights: str | None = None) -> Library:
+def torchvision(name: str, *, weights: str | None = None, logits: bool = False) -> Library:
     """A classification model of torchvision without its last linear layer.
 
     Args:
         name: e.g. "resnet50"; see `torchvision.models.list_models`.
         weights: pretrained weights by name, e.g. "DEFAULT" or "IMAGENET1K_V2"; none: random.
+        logits: keep that layer: the features are logits of ImageNet's classes.
     """
     names = zoo.list_models(module=zoo)
     if name not in names:
@@ -40,15 +41,19 @@ def torchvision(name: str, *, weights: str | None = None) -> Library:
     elif name in ("googlenet", "inception_v3"):
         settings = {"aux_logits": False, "init_weights": True}
     try:
-        model = strip(zoo.get_model(name, **settings))
+        model = zoo.get_model(name, **settings)
+        model = model if logits else strip(model)
     except OSError as error:
         raise ValueError(_offline(f"{name} weights={weights}", error)) from error
     kind = Library if torchvision_stages(model) is None else Torchvision
     config = {"_target_": f"{__name__}.torchvision", "name": name, "weights": weights}
+    config |= {"logits": True} if logits else {}
     return kind(model, size=size, mean=mean, std=std, config=config)
 
 
-def timm(name: str, *, pretrained: bool = False, image_size: int | None = None) -> Library:
+def timm(
+    name: str, *, pretrained: bool = False, image_size: int | None = None, logits: bool = False
+) -> Library:
     """A model of timm without its classifier.
 
     Args:
@@ -57,14 +62,16 @@ def timm(name: str, *, pretrained: bool = False, image_size: int | None = None) 
         pretrained: downloads its weights.
         image_size: side in pixels, for models of a fixed image size (vision transformers);
             none: the model's own.
+        logits: keep the classifier: the features are logits of the classes it was trained for.
     """
     import timm as library  # slow, and only models of timm need it
 
     if not library.is_model(name):
         raise ValueError(_unknown("timm model", name, library.list_models()))
-    sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    given: dict[str, Any] = {} if logits else {"num_classes": 0}
+    given |= {} if image_size is None else {"img_size": image_size}
     try:
-        model: Any = library.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+        model: Any = library.create_model(name, pretrained=pretrained, **given)
     except TypeError as error:
         if image_size is None or "img_size" not in str(error):
             raise
@@ -75,6 +82,7 @@ def timm(name: str, *, pretrained: bool = False, image_size: int | None = None) 
         raise ValueError(f"timm model {name!r}: {error}") from error
     own = model.pretrained_cfg
     config = {"_target_": f"{__name__}.timm", "name": name, "pretrained": pretrained}
+    config |= {"logits": True} if logits else {}
     kind = Timm if timm_stages(model) and hasattr(model, "forward_intermediates") else Library
     return kind(
         model,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unlabeled import dist
 from unlabeled.backbones.build import PACKAGE, build
+from unlabeled.backbones.classifier import Classifier
 from unlabeled.backbones.wrapped import Library
 
 HEADS = ("fc", "classifier", "heads", "head", "last_linear")
@@ -48,7 +49,31 @@ def checkpoint(path: str, *, model: nn.Module | None = None) -> nn.Module:
             )
         model = fresh(config)
     _fill(model, content, file)
+    model.path = str(file)  # type: ignore[assignment]
     return model
+
+
+def classifier(path: str) -> nn.Module:
+    """The backbone of a supervised run with its linear classifier: the features are its logits.
+
+    Args:
+        path: a run folder or a checkpoint whose method has a linear `head` on its backbone.
+
+    Raises:
+        ValueError: as `checkpoint`, or there is no such head.
+    """
+    model = checkpoint(path)
+    content, _ = read(find(path))
+    weight, bias = (content.get(f"state_dict.head.{name}") for name in ("weight", "bias"))
+    if weight is None or bias is None or weight.ndim != 2 or weight.shape[1] != model.dim:
+        raise ValueError(
+            f"{path} holds no linear classifier of its backbone's features: give a run of "
+            "method=supervised"
+        )
+    whole = Classifier(model=model, classes=len(weight))
+    whole.head.load_state_dict({"weight": weight, "bias": bias})
+    whole.path = model.path
+    return whole
 
 
 def fresh(config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
@@ -63,11 +88,17 @@ def fresh(config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
         if inner is None:
             raise ValueError(f"{config['path']} does not say its architecture: give `model`")
         config = dict(inner)
-    config |= {"weights": None} if config.get("weights") else {}
-    config |= {"pretrained": False} if config.get("pretrained") else {}
+    config = _without_weights(config)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return build(config)
+
+
+def _without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {k: _without_weights(v) for k, v in config.items() if isinstance(v, Mapping)}
+    weights: dict[str, Any] = {"weights": None} if config.get("weights") else {}
+    weights |= {"pretrained": False} if config.get("pretrained") else {}
+    return {**config, **inner, **weights}
 
 
 def find(path: str | Path) -> Path:

@@ -2,12 +2,16 @@
 
 Yan, Misra, Gupta, Ghadiyaram and Mahajan, CVPR 2020. https://arxiv.org/abs/1912.03330
 
-    1. features of the training set under a frozen source network, deterministic crops
-    2. k-means of those features gives every image a label
-    3. a new network learns those labels from scratch: L = CE(W f(x), label)
+    1. features of D_cf under a frozen source network N_pre, fixed crops, evaluation mode
+    2. k-means of those features gives every image of D_cf a label
+    3. a new network N_cf learns those labels from scratch: L = CE(W f(x), label)
 
-Stages 1 and 2 run once, when training starts; the labels are part of every checkpoint. The
-source may be a checkpoint of any run; it is not saved again, its checksum is.
+Stages 1 and 2 run once, when training starts; the labels are part of every checkpoint. N_pre may
+be any network trained on anything (D_pre): a run (of `supervised method.label_noise=0.5` in the
+paper's control), or a model of torchvision or timm. It is not saved again; its path and checksum
+are. N_cf may have another architecture and never starts from N_pre's weights.
+
+Clusters differ in size, and images are drawn uniformly over images, as in the paper.
 """
 
 from typing import Any
@@ -17,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.batch import Batch
-from unlabeled.dist import broadcast
 from unlabeled.draws import seed_of
 from unlabeled.method import Method
 from unlabeled.optim import Optim
-from unlabeled.parts.clustering import extract, kmeans
+from unlabeled.parts.clustering import evaluating, extract, kmeans, principal
+from unlabeled.parts.frozen import Frozen
 
 
 class ClusterFit(Method):
@@ -34,8 +38,11 @@ class ClusterFit(Method):
         source: the pretrained network that is clustered.
         clusters: K; much fewer than images (at most a tenth on small sets).
         iterations: of k-means.
+        pca: principal components that are clustered; null (the paper): all features as they are.
+        normalize: features of unit length before k-means (an option of VISSL's tool).
     """
 
+    alike = True  # labels are equal in every process: DDP need not send them around
     labels: Tensor
 
     def __init__(
@@ -47,12 +54,16 @@ class ClusterFit(Method):
         source: nn.Module,
         clusters: int = 16000,
         iterations: int = 50,
+        pca: int | None = None,
+        normalize: bool = False,
     ) -> None:
         super().__init__(backbone, augment, optim)
-        if clusters < 2:
-            raise ValueError(f"clusters must be at least 2, got {clusters}")
-        self.source = (source.requires_grad_(False).eval(),)  # in a tuple: no part of this module
-        self.iterations = iterations
+        least = {"clusters": (clusters, 2), "iterations": (iterations, 1), "pca": (pca, 1)}
+        for name, (value, low) in least.items():
+            if value is not None and value < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}")
+        self.source = Frozen(source)
+        self.iterations, self.pca, self.normalize = iterations, pca, normalize
         self.head = nn.Linear(self.feature_dim, clusters)
 
     def prepare(self, count: int, classes: int) -> None:
@@ -66,10 +77,14 @@ class ClusterFit(Method):
     def on_fit_start(self) -> None:
         if bool((self.labels >= 0).all()):  # a resumed run brings its labels
             return
-        features = extract(self.source[0], self.trainer.datamodule, self.device)  # type: ignore[attr-defined]
-        seed = seed_of(self.seed, "clusters")
-        clusters = kmeans(features, self.head.out_features, iterations=self.iterations, seed=seed)
-        self.labels.copy_(broadcast(clusters.to(self.device)))
+        source = self.source.on(self.device)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        with evaluating(source):
+            features = extract(source, int(source.dim), data, self.device)  # type: ignore[arg-type]
+        features = features if self.pca is None else principal(features, self.pca)
+        features = F.normalize(features, dim=1) if self.normalize else features
+        seed, k = seed_of(self.seed, "clusters"), self.head.out_features
+        self.labels.copy_(kmeans(features, k, iterations=self.iterations, seed=seed).labels)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         (x,) = batch["views"]
@@ -81,5 +96,4 @@ class ClusterFit(Method):
         return {"clusters": F.cross_entropy(logits.float(), target)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        total = sum(p.double().sum().item() for p in self.source[0].state_dict().values())
-        checkpoint["source"] = {"path": getattr(self.source[0], "path", None), "sum": total}
+        checkpoint["source"] = self.source.record()

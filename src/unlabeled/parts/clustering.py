@@ -1,14 +1,18 @@
 """Features of a whole training set, and k-means over them by faiss."""
 
-from collections.abc import Iterator
-from typing import Protocol
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.batch import Batch, normalize
-from unlabeled.dist import rank, reduce_sum, world_size
+from unlabeled.dist import broadcast, rank, reduce_sum, world_size
+from unlabeled.draws import Draws
 
 
 class ScannedData(Protocol):
@@ -23,49 +27,199 @@ class ScannedData(Protocol):
         ...
 
 
-def kmeans(features: Tensor, clusters: int, *, iterations: int = 50, seed: int = 0) -> Tensor:
-    """Cluster of every row: (n,) int64 in [0, clusters), Euclidean, on the CPU.
+class Clusters(NamedTuple):
+    """A partition of n rows."""
 
-    faiss trains on a sample of at most 256 points per cluster and re-seeds empty clusters by
-    splitting large ones; every row is then assigned to its nearest centroid.
+    labels: Tensor  # (n,) int64 in [0, k)
+    centroids: Tensor  # (k, d)
 
-    Args:
-        features: (n, d).
-        clusters: k, at most n.
-        iterations: of Lloyd's algorithm.
-        seed: of the initial centroids and of the sample.
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Modules in evaluation mode, without gradients; afterwards in the modes they had."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        with torch.no_grad():
+            for module in modules:
+                module.eval()
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def extract(
+    network: Callable[[Tensor], Tensor], dim: int, data: ScannedData, device: torch.device
+) -> Tensor:
+    """Features (n, dim) of the whole training set on the CPU, in its order, on every process.
+
+    Crops are deterministic; call it within `evaluating`. Each process passes its share of the
+    images.
     """
-    import faiss  # heavy, and only these methods need it
-
-    x = np.ascontiguousarray(features.detach().float().cpu().numpy())
-    if clusters > len(x):
-        raise ValueError(f"{clusters} clusters need at least as many images, got {len(x)}")
-    if not np.isfinite(x).all():
-        raise ValueError("features to cluster hold values that are not finite")
-    model = faiss.Kmeans(
-        x.shape[1], clusters, niter=iterations, seed=seed % 2**31, min_points_per_centroid=1
-    )
-    model.train(x)
-    _, assigned = model.index.search(x, 1)
-    return torch.from_numpy(assigned[:, 0].astype(np.int64))
-
-
-@torch.no_grad()
-def extract(network: nn.Module, data: ScannedData, device: torch.device) -> Tensor:
-    """Features (n, d) of the whole training set on the CPU, in its order, on every process.
-
-    The network is in evaluation mode and crops are deterministic. Each process passes its share
-    of the images.
-    """
-    network = network.to(device).eval()
     n = data.size("train")
     share = -(-n // world_size())
     start, stop = min(n, rank() * share), min(n, (rank() + 1) * share)
-    rows = [
-        network(normalize(batch["crops"][0].to(device))).float()
-        for batch in data.scan("train", start=start, stop=stop)
-    ]
-    everyone = torch.zeros(n, network.dim, device=device)  # type: ignore[arg-type]
-    if rows:
-        everyone[start:stop] = torch.cat(rows)
+    everyone = torch.zeros(n, dim, device=device)
+    at = start
+    for batch in data.scan("train", start=start, stop=stop) if start < stop else ():
+        x = normalize(batch["crops"][0].to(device)).contiguous(memory_format=torch.channels_last)
+        rows = network(x).float()
+        everyone[at : at + len(rows)] = rows
+        at += len(rows)
     return reduce_sum(everyone).cpu()
+
+
+def principal(features: Tensor, dim: int, *, whiten: bool = False) -> Tensor:
+    """The first principal components of features (n, d): (n, at most dim).
+
+    Args:
+        features: (n, d), centred here.
+        dim: how many.
+        whiten: each to variance 1. Components without variance (fewer images than `dim`, dead
+            units) are left out: whitened, they would be rounding errors.
+    """
+    x = features.double()
+    x = x - x.mean(0)
+    variance, axes = torch.linalg.eigh(x.T @ x / len(x))  # in ascending order
+    variance, axes = variance.flip(0)[:dim], axes.flip(1)[:, :dim]
+    if whiten:
+        kept = int((variance > 1e-9 * variance[0].clamp(min=1e-30)).sum())
+        axes = axes[:, :kept] / variance[:kept].sqrt()
+    return (x @ axes).to(features.dtype)
+
+
+def kmeans(
+    features: Tensor,
+    clusters: int,
+    *,
+    iterations: int = 50,
+    seed: int = 0,
+    spherical: bool = False,
+) -> Clusters:
+    """k-means of every row, Euclidean, on the CPU of the first process; equal on all.
+
+    faiss trains on a sample of at most 256 points per cluster and re-seeds clusters that become
+    empty; then every row goes to its nearest centroid, and clusters that this left empty are
+    filled by `fill_empty`.
+
+    Args:
+        features: (n, d), the same in every process.
+        clusters: k, at most n.
+        iterations: of Lloyd's algorithm.
+        seed: of the initial centroids, of the sample and of what fills empty clusters.
+        spherical: rows and centroids are of unit length, and the nearest is that of the largest
+            product.
+
+    Raises:
+        ValueError: more clusters than rows, or values that are not finite.
+    """
+    x = features.detach().float().cpu()
+    if clusters > len(x):
+        raise ValueError(f"{clusters} clusters need at least as many images, got {len(x)}")
+    if not bool(x.isfinite().all()):
+        raise ValueError("features to cluster hold values that are not finite")
+    labels = torch.zeros(len(x), dtype=torch.int64)
+    centroids = torch.zeros(clusters, x.shape[1])
+    if rank() == 0:
+        labels, centroids = _faiss(x.contiguous(), clusters, iterations, seed, spherical)
+        labels, centroids = fill_empty(x, labels, centroids, seed=seed, spherical=spherical)
+    device = features.device
+    return Clusters(broadcast(labels.to(device)).cpu(), broadcast(centroids.to(device)).cpu())
+
+
+def _faiss(
+    x: Tensor, clusters: int, iterations: int, seed: int, spherical: bool
+) -> tuple[Tensor, Tensor]:
+    import faiss  # heavy, and only these methods need it
+
+    model = faiss.Kmeans(
+        x.shape[1],
+        clusters,
+        niter=iterations,
+        seed=seed % 2**31,
+        spherical=spherical,
+        min_points_per_centroid=1,
+    )
+    model.train(x.numpy())
+    _, assigned = model.index.search(x.numpy(), 1)
+    centroids = torch.from_numpy(np.array(model.centroids)).view(clusters, -1)
+    return torch.from_numpy(assigned[:, 0].astype(np.int64)), centroids
+
+
+def fill_empty(
+    x: Tensor, labels: Tensor, centroids: Tensor, *, seed: int = 0, spherical: bool = False
+) -> Clusters:
+    """Gives every empty cluster a share of another one's points.
+
+    A non-empty cluster is drawn, with probability in proportion to its points beyond the first.
+    Its mean, perturbed a little in a random direction and in the opposite one, makes two
+    centroids; its points go to the nearer of them, and both move to the mean of their points.
+    Points that all coincide cannot be shared out: with fewer distinct points than clusters, some
+    stay empty.
+
+    Args:
+        x: (n, d).
+        labels: (n,) int64.
+        centroids: (k, d).
+        seed: of the draws.
+        spherical: centroids are of unit length.
+    """
+    labels, centroids = labels.clone(), centroids.clone()
+    sizes = labels.bincount(minlength=len(centroids))
+    divisible = sizes > 1
+    generator = Draws(seed, "empty clusters").generator
+    for empty in (sizes == 0).nonzero().flatten().tolist():
+        while bool(divisible.any()):
+            odds = (sizes - 1) * divisible
+            donor = int(torch.multinomial(odds.double(), 1, generator=generator))
+            rows = (labels == donor).nonzero().flatten()
+            away = x[rows] - x[rows].mean(0)
+            noise = torch.randn(x.shape[1], generator=generator).to(x.dtype)
+            # Projections sum to zero, so that both sides get points unless all are zero.
+            moved = rows[away @ noise > 1e-5 * away.norm(dim=1).max() * noise.norm()]
+            if not 0 < len(moved) < len(rows):
+                divisible[donor] = False  # its points coincide
+                continue
+            labels[moved] = empty
+            for cluster in (empty, donor):
+                centre = x[labels == cluster].mean(0)
+                centroids[cluster] = F.normalize(centre, dim=0) if spherical else centre
+            sizes[empty], sizes[donor] = len(moved), len(rows) - len(moved)
+            divisible[empty], divisible[donor] = sizes[empty] > 1, sizes[donor] > 1
+            break
+    return Clusters(labels, centroids)
+
+
+def uniform_order(labels: Tensor, count: int, *key: int | str) -> Tensor:
+    """An order of `count` images in which every non-empty cluster has an equal expected share.
+
+    Each cluster gives equally many images (to one): all of its own in random order, again and
+    again as often as that needs. Their mix is shuffled and cut to `count`.
+
+    Args:
+        labels: (n,) int64, at least 0, on the CPU.
+        count: images to draw.
+        key: of the draws.
+    """
+    generator = Draws(*key, "uniform over clusters").generator
+    order = torch.randperm(len(labels), generator=generator)
+    by_cluster = order[labels[order].argsort(stable=True)]  # within a cluster in random order
+    sizes = labels.bincount()
+    sizes = sizes[sizes > 0]
+    starts = sizes.cumsum(0) - sizes
+    each = math.ceil(count / len(sizes))
+    # A cluster's images in turn, from 0 to `each`, beginning anew where they run out.
+    turn = torch.arange(each)[None, :] % sizes[:, None]
+    drawn = by_cluster[(starts[:, None] + turn).flatten()]
+    return drawn[torch.randperm(len(drawn), generator=generator)[:count]]
+
+
+def nmi(a: Tensor, b: Tensor) -> float:
+    """Normalised mutual information I(A; B) / sqrt(H(A) H(B)) of two labelings (n,), 0 to 1."""
+    n, k = len(a), int(b.max()) + 1
+    joint = (a * k + b).unique(return_counts=True)[1].double() / n
+    alone = [x.unique(return_counts=True)[1].double() / n for x in (a, b)]
+    h_joint, h_a, h_b = (float(-(p * p.log()).sum()) for p in (joint, *alone))
+    if h_a <= 0 or h_b <= 0:  # one cluster: it says nothing, or both say the same nothing
+        return float(h_a <= 0 and h_b <= 0)
+    return max(0.0, h_a + h_b - h_joint) / math.sqrt(h_a * h_b)
