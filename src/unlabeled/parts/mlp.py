@@ -2,9 +2,11 @@
 
 import itertools
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from unlabeled.dist import SyncBatchNorm
+from unlabeled.draws import Draws, to
 
 
 def mlp(
@@ -47,3 +49,29 @@ def _norm(kind: str, width: int, *, affine: bool) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"norm must be batch, sync or none, got {kind!r}")
+
+
+class Hidden(nn.Module):
+    """Linear layers with ReLU between them and dropout before each, as in AlexNet's classifier.
+
+    Args:
+        widths: of the input and of every layer; with one alone this is the identity.
+        dropout: probability that a unit is left out.
+    """
+
+    def __init__(self, *widths: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        self.dropout, self.dim = dropout, widths[-1]
+        self.layers = nn.ModuleList(map(nn.Linear, widths[:-1], widths[1:]))
+
+    def forward(self, h: Tensor, draws: Draws | None = None) -> Tensor:
+        """The last layer's output (B, dim), before a ReLU; nothing is dropped without draws."""
+        for i, layer in enumerate(self.layers):
+            h = F.relu(h) if i else h
+            if draws is not None and self.dropout:
+                kept = to(draws.fork(i).uniform(h.shape[1]) >= self.dropout, h.device)
+                h = h * kept / (1 - self.dropout)
+            h = layer(h)
+        return h
