@@ -25,11 +25,18 @@ SMALL = [
     "evals=none",
 ]
 OWN = {
+    "moco": ["method.queue=40", "backbone.bn_splits=2"],
     "moco_v2": ["method.queue=40", "backbone.bn_splits=2"],
+    "npid": ["method.negatives=24"],
     "pirl": ["method.negatives=24"],
+    "pirl_jigsaw_rotation": ["method.negatives=24"],
+    "pirl_mlp": ["method.negatives=24"],
+    "pirl_rotation": ["method.negatives=24"],
+    "simsiam": ["method.dim=32", "method.bottleneck=8"],
     "seer": ["method.prototypes=12"],
     "swav": ["method.queue=16", "method.prototypes=12"],
     "clusterfit": ["method.clusters=5"],
+    "deepcluster": ["method.clusters=5", "method.every_n_epochs=1"],
     "demo": ["method.clusters=5"],
     "jigsaw": ["method.augment.permutations=10"],
 }
@@ -70,14 +77,30 @@ def source(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory):
+    """A checkpoint of a tiny supervised run, with its classifier of ten classes."""
+    from unlabeled.backbones.resnet import ResNet
+
+    torch.manual_seed(6)
+    net, head = ResNet(depth=18, width=4, stem="small"), torch.nn.Linear(32, 10)
+    path = tmp_path_factory.mktemp("teacher") / "last.ckpt"
+    state = {f"backbone.{k}": v for k, v in net.state_dict().items()}
+    state |= {f"head.{k}": v for k, v in head.state_dict().items()}
+    torch.save({"state_dict": state, "backbone_config": net.config}, path)
+    return path
+
+
 @pytest.fixture
-def tiny(compose, source):
+def tiny(compose, source, teacher):
     """A function: method, more overrides -> (method, data, trainer), ready to fit."""
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
     def made(method: str, *more: str, **trainer):
-        own = [f"method.source.path={source}"] if method == "clusterfit" else []
+        needs = {"clusterfit": [f"method.source.path={source}"]}
+        needs["distillation"] = [f"method.teacher.path={teacher}"]
+        own = needs.get(method, [])
         cfg = compose(*small(method), *own, *more)
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         settings = {

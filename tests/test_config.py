@@ -376,6 +376,7 @@ GIVEN_BY_USER = {  # keys that are ??? by design, a value to check them with, an
     "backbone.path": ("/nowhere", "the run to load"),
     "backbone.checkpoint": ("/nowhere", "the run to load"),
     "method.source.path": ("/nowhere", "the run whose features are clustered"),
+    "method.teacher.path": ("/nowhere", "the supervised run that is distilled"),
     "method.source.checkpoint": ("/nowhere", "the run whose features are clustered"),
 }
 

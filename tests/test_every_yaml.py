@@ -55,16 +55,25 @@ METHOD = {
     "byol": ["method.hidden=16"],
     "demo": ["method.clusters=4"],
     "clusterfit": ["method.source.path=SOURCE", "method.clusters=4"],
+    "deepcluster": ["method.clusters=4", "method.hidden=[8]"],
+    "distillation": ["method.teacher.path=TEACHER"],
     "jigsaw": [*SMALL_CROPS["jigsaw"], *SMALL_TILES["jigsaw"], "method.dim=8"],
+    "moco": ["method.queue=16"],
     "moco_v2": ["method.queue=16", "method.hidden=16"],
     "none": ["backbone=checkpoint", "backbone.path=SOURCE"],
+    "npid": ["method.negatives=8"],
     "pirl": [*SMALL_CROPS["pirl"], *SMALL_TILES["pirl"], "method.negatives=8"],
+    "pirl_rotation": ["method.negatives=8"],
     "seer": [*SMALL_CROPS["multicrop"], "method.prototypes=8", "method.hidden=16"],
     "simclr": ["method.hidden=16"],
+    "simsiam": ["method.dim=16", "method.bottleneck=8"],
     "swav": [*SMALL_CROPS["multicrop"], "method.prototypes=8", "method.hidden=16"],
+    "vicreg": ["method.width=16"],
 }
+METHOD["pirl_mlp"] = METHOD["pirl_jigsaw_rotation"] = METHOD["pirl"]
 CIFAR = {
     **METHOD,
+    "moco": [*METHOD["moco"], "backbone.bn_splits=2"],
     "moco_v2": [*METHOD["moco_v2"], "backbone.bn_splits=2"],
     "swav": [*METHOD["swav"], "method.queue=16"],
 }
@@ -74,16 +83,17 @@ BACKBONE = {
     "timm": ["backbone.name=test_resnet"],
     "torchvision": ["backbone.name=resnet18"],
 }
-BACKBONE["alexnet_bn"] = BACKBONE["alexnet"]
+BACKBONE["alexnet_bn"] = BACKBONE["sobel_alexnet"] = BACKBONE["alexnet"]
+BACKBONE["classifier"] = ["backbone.path=TEACHER"]
 AUGMENT = {  # the method that takes it, where it is not one of two views
     **dict.fromkeys(["clusterfit", "mild_single", "none", "single", "supervised"], "supervised"),
     **{name: name for name in ("jigsaw", "pirl", "rotation", "swav")},
     "jigsaw_small": "jigsaw",
-    "pirl_rotation": "pirl",
+    **{name: name for name in ("npid", "pirl_mlp", "pirl_rotation")},
 }
 DECODE = {"center": "supervised", "one": "supervised", "jigsaw": "jigsaw", "pirl": "pirl"}
-DECODE |= {"mild": "supervised", "multicrop": "swav", "two": "simclr"}
-DECODE["seer"] = "seer"
+DECODE |= {"mild": "supervised", "multicrop": "swav", "two": "simclr", "npid": "npid"}
+DECODE |= {"moco": "simclr", "seer": "seer"}
 DATA = ["data.batch_size=4", "data.limit=8", "data.workers=0"]  # all else as the file says
 
 
@@ -107,8 +117,6 @@ def overrides(name: str) -> list[str]:
     if group == "augment":
         method = AUGMENT.get(option, "simclr")
         small = METHOD.get(method, [])
-        if option == "pirl_rotation":
-            small = ["decode=two", "method.tiles=0", "method.negatives=8"]
         return [*SMALLEST, f"method={method}", f"augment@method.augment={option}", *small]
     if group == "decode":
         method = DECODE[option]
@@ -127,7 +135,10 @@ def overrides(name: str) -> list[str]:
         norm = ["method.norm=batch"]  # PyTorch synchronises batch norm on GPUs only
         return [*small, f"trainer={option}", "trainer.devices=1", *chosen("simclr"), *norm]
     if group == "eval":
-        return [*SMALLEST, f"+eval@evals.one={option}", "baselines=true"]
+        few = ["evals.one.k=[5]"] if option == "knn_npid" else []
+        return [*SMALLEST, f"+eval@evals.one={option}", "baselines=true", *few]
+    if name == "evals/knn_npid":
+        return [*SMALLEST, "evals=knn_npid", "evals.knn_npid.k=[5]"]
     return [*SMALLEST, f"{PLACES.get(group, group)}={option}"]
 
 
@@ -178,6 +189,9 @@ def trained(tmp_path_factory):
     state = {f"backbone.{key}": value for key, value in net.state_dict().items()}
     path = tmp_path_factory.mktemp("trained") / "last.ckpt"
     torch.save({"state_dict": state, "backbone_config": net.config}, path)
+    head = torch.nn.Linear(net.dim, 2)
+    state |= {f"head.{key}": value for key, value in head.state_dict().items()}
+    torch.save({"state_dict": state, "backbone_config": net.config}, path.with_stem("teacher"))
     return path
 
 
@@ -210,6 +224,7 @@ def test_runs_for_two_steps(name, compose, roots, trained, tmp_path, monkeypatch
     if name == "logger/tensorboard":
         pytest.importorskip("tensorboard", reason="an optional package")
     lines = [line.replace("SOURCE", str(trained)) for line in overrides(name)]
+    lines = [line.replace("TEACHER", str(trained.with_stem("teacher"))) for line in lines]
     if not any(line.startswith(("method=", "experiment=")) for line in lines):
         lines += chosen("simclr")
     cfg = compose(*lines)

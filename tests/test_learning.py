@@ -19,10 +19,31 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HOME = Path(os.environ.get("UNLABELED_DATA") or Path.home() / ".cache/unlabeled-data")
 METHODS = sorted(p.stem for p in (CONF / "experiment/cifar10").glob("*.yaml"))
-JOINT = {"barlow_twins", "byol", "moco_v2", "pirl", "seer", "simclr", "swav"}
+JOINT = {
+    "barlow_twins",
+    "byol",
+    "moco",
+    "moco_v2",
+    "npid",
+    "pirl",
+    "pirl_mlp",
+    "pirl_rotation",
+    "pirl_jigsaw_rotation",
+    "simsiam",
+    "simclr",
+    "seer",
+    "swav",
+    "vicreg",
+    "dino",
+}
 EPOCHS = {"rotation": 4, "pirl": 5}  # they see each image more than twice
 CHANCE = {"rotation": 1 / 4, "jigsaw": 1 / 100, "clusterfit": 1 / 50, "supervised": 1 / 10}
-OWN = {"clusterfit": ["method.clusters=50"]}
+SOURCE = {  # what a method starts from, and the key that names it
+    "clusterfit": ("simclr", "method.source.path"),
+    "distillation": ("supervised", "method.teacher.path"),
+}
+CHANCE |= {"deepcluster": 1 / 50, "distillation": 1 / 10}
+OWN = {"clusterfit": ["method.clusters=50"], "deepcluster": ["method.clusters=50"]}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +58,10 @@ def trained(compose, tmp_path_factory):
         out = folder / method
         if out.exists():
             return out
-        source = [f"method.source.path={made('simclr')}"] if method == "clusterfit" else []
+        source = []
+        if method in SOURCE:
+            source_of, key = SOURCE[method]
+            source = [f"{key}={made(source_of)}"]
         cfg = compose(
             f"experiment=cifar10/{method}",
             *(f"data.root={root}", "data.layout.download=false", "data.limit=5000"),
