@@ -7,6 +7,10 @@ Chen, Fan, Girshick and He, 2020. https://arxiv.org/abs/2003.04297
     L = -log exp(q.k / t) / (exp(q.k / t) + sum over the queue of exp(q.n / t))
     queue <- k, oldest dropped, after the loss; f' <- m f' + (1 - m) f after the update
 
+The official code moves f' at the start of a step; after the update is the same f', as both
+start equal, and once per update where batches are accumulated. Running statistics of batch norm
+are f' own. The query's network f is the one that is evaluated.
+
 Version 2 adds a hidden layer to the head (without batch norm), t = 0.2, a stronger augmentation
 and a cosine schedule. Batch norm lets a network match q and k by their batch's statistics, so
 keys are encoded in a shuffled order: across processes, and on one device across the splits of
@@ -35,10 +39,10 @@ class MoCo(Method):
         backbone: f, followed by the head.
         augment: gives two views.
         optim: see `Method`.
-        hidden: width of the head's hidden layer; null for version 1's linear head.
+        hidden: width of the head's hidden layer; None for version 1's linear head.
         dim: width of the embedding.
         queue: number of negatives K.
-        temperature: t.
+        temperature: t; version 1 takes 0.07.
         momentum: m.
         shuffle_bn: encode keys in a shuffled order.
     """
