@@ -5,7 +5,7 @@ import torch
 from conftest import METHODS
 
 each = pytest.mark.parametrize("name", METHODS)
-JOINT = ("simclr", "moco", "moco_v2", "byol", "barlow_twins", "pirl", "seer", "swav")
+JOINT = ("simsiam", "simclr", "moco", "moco_v2", "byol", "barlow_twins", "pirl", "seer", "swav")
 
 
 def state(module):

@@ -49,6 +49,6 @@ def binary_nce(scores: Tensor, log_z: Tensor, images: int, temperature: float) -
 
 
 @full_precision
-def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
-    """Mean of -cos(p, z) over rows (B, D); z carries no gradient."""
-    return -F.cosine_similarity(p, z.detach(), dim=1).mean()
+def negative_cosine(p: Tensor, z: Tensor, *, stop_gradient: bool = True) -> Tensor:
+    """Mean of -cos(p, z) over rows (B, D); z carries no gradient, unless asked to."""
+    return -F.cosine_similarity(p, z.detach() if stop_gradient else z, dim=1).mean()
