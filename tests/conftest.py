@@ -37,6 +37,7 @@ OWN = {
     "swav": ["method.queue=16", "method.prototypes=12"],
     "clusterfit": ["method.clusters=5"],
     "deepcluster": ["method.clusters=5", "method.every_n_epochs=1"],
+    "deepcluster_v2": ["method.prototypes=12"],
     "demo": ["method.clusters=5"],
     "jigsaw": ["method.augment.permutations=10"],
 }

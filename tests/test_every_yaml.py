@@ -56,6 +56,7 @@ METHOD = {
     "demo": ["method.clusters=4"],
     "clusterfit": ["method.source.path=SOURCE", "method.clusters=4"],
     "deepcluster": ["method.clusters=4", "method.hidden=[8]"],
+    "deepcluster_v2": [*SMALL_CROPS["multicrop"], "method.prototypes=6", "method.hidden=16"],
     "distillation": ["method.teacher.path=TEACHER"],
     "jigsaw": [*SMALL_CROPS["jigsaw"], *SMALL_TILES["jigsaw"], "method.dim=8"],
     "moco": ["method.queue=16"],

@@ -22,6 +22,7 @@ METHODS = sorted(p.stem for p in (CONF / "experiment/cifar10").glob("*.yaml"))
 JOINT = {
     "barlow_twins",
     "byol",
+    "deepcluster_v2",
     "moco",
     "moco_v2",
     "npid",

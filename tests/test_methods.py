@@ -5,7 +5,24 @@ import torch
 from conftest import METHODS
 
 each = pytest.mark.parametrize("name", METHODS)
-JOINT = ("simsiam", "simclr", "moco", "moco_v2", "byol", "barlow_twins", "pirl", "seer", "swav")
+JOINT = (
+    "simsiam",
+    "simclr",
+    "moco",
+    "moco_v2",
+    "byol",
+    "deepcluster_v2",
+    "barlow_twins",
+    "npid",
+    "pirl",
+    "pirl_mlp",
+    "pirl_rotation",
+    "pirl_jigsaw_rotation",
+    "seer",
+    "swav",
+    "vicreg",
+    "dino",
+)
 
 
 def state(module):

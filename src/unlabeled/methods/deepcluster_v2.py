@@ -1,0 +1,130 @@
+"""DeepCluster-v2, from the appendix of SwAV.
+
+Caron, Misra, Mairal, Goyal, Bojanowski and Joulin, NeurIPS 2020. https://arxiv.org/abs/2006.09882
+
+    z = norm(g(f(view)));  m_i1, m_i2 <- z of image i's two large crops, whenever it is met
+Before an epoch, for each head h, over the images met in the epoch before:
+    C_h, y_h = spherical k-means of m_1 or m_2 (heads take turns), 10 iterations
+During the epoch, C_h and y_h stay as they are:
+    L = mean over heads h, crops v and images i of CE(C_h z_iv / t, y_hi)
+
+The centroids are the prototypes: no layer is drawn anew. Images that were not met are left out
+(-100). From memory of the official code: one pass before the first epoch fills the memory (with
+augmented crops; here fixed, in evaluation mode); an empty cluster keeps its centroid there.
+Invariants: y is constant within an epoch, |C| = 1, equal centroids give log K, with K = n distinct
+points each is a centroid. Traps: indices of other processes, a memory that no checkpoint holds.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled.batch import Batch
+from unlabeled.dist import gather, reduce_sum
+from unlabeled.draws import seed_of
+from unlabeled.method import Method
+from unlabeled.optim import Optim
+from unlabeled.parts.clustering import evaluating, extract, kmeans
+from unlabeled.parts.mlp import mlp
+from unlabeled.parts.precision import full_precision
+from unlabeled.parts.views import embed
+
+IGNORED = -100
+
+
+@full_precision
+def prototype_loss(z: list[Tensor], prototypes: Tensor, y: Tensor, t: float) -> Tensor:
+    """Mean cross-entropy of crops (B, D) with prototypes (H, K, D) for labels (H, B)."""
+    scores = torch.cat(z) @ prototypes.transpose(1, 2) / t  # H, V B, K
+    target = y.repeat(1, len(z)).flatten()
+    total = F.cross_entropy(scores.flatten(0, 1), target, ignore_index=IGNORED, reduction="sum")
+    known = (target != IGNORED).sum().to(total.dtype)  # processes may ignore unequally many
+    return reduce_sum(total) / reduce_sum(known).clamp(min=1)
+
+
+class DeepClusterV2(Method):
+    """DeepCluster-v2 with the paper's ImageNet numbers.
+
+    Args:
+        backbone: f.
+        augment: gives two large crops first, then any number of small ones.
+        optim: see `Method`.
+        hidden: width of the projector's hidden layer.
+        dim: width of the embedding.
+        heads: clusterings.
+        prototypes: K of each.
+        temperature: t.
+        iterations: of k-means.
+        norm: batch norm of the projector: "batch", or "sync" over processes.
+    """
+
+    alike = True  # every process writes the same memory: DDP need not send it around
+    memory: Tensor
+    prototypes: Tensor
+    met: Tensor
+    labels: Tensor
+    epoch: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        augment: nn.Module,
+        optim: Optim,
+        *,
+        hidden: int = 2048,
+        dim: int = 128,
+        heads: int = 3,
+        prototypes: int = 3000,
+        temperature: float = 0.1,
+        iterations: int = 10,
+        norm: str = "sync",
+    ) -> None:
+        super().__init__(backbone, augment, optim)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        if min(heads, iterations, prototypes - 1) < 1:
+            given = f"heads={heads}, iterations={iterations} and prototypes={prototypes}"
+            raise ValueError(f"{given} must be at least 1, 1 and 2")
+        self.temperature, self.iterations = temperature, iterations
+        self.projector = mlp(self.feature_dim, hidden, dim, norm=norm)
+        self.register_buffer("prototypes", torch.zeros(heads, prototypes, dim))
+
+    def prepare(self, count: int, classes: int) -> None:
+        heads, k, dim = self.prototypes.shape
+        if k > count:
+            raise ValueError(f"prototypes={k} needs as many images, the training set has {count}")
+        self.register_buffer("memory", torch.zeros(2, count, dim))
+        self.register_buffer("met", torch.ones(count, dtype=torch.bool))  # since the clustering
+        self.register_buffer("labels", torch.full((heads, count), IGNORED))
+        self.register_buffer("epoch", torch.tensor(-1))  # of the labels
+
+    @torch.no_grad()
+    def begin_epoch(self, epoch: int) -> None:
+        if int(self.epoch) >= epoch:
+            return
+        heads, k, dim = self.prototypes.shape
+        if int(self.epoch) < 0:
+            with evaluating(g := nn.Sequential(self.backbone, self.projector)):
+                z = extract(g, dim, self.trainer.datamodule, self.device)  # type: ignore[attr-defined]
+            self.memory.copy_(F.normalize(z, dim=1))
+        rows = self.met.nonzero().flatten()
+        self.labels.fill_(IGNORED)
+        for h in range(heads):
+            z, seed = self.memory[h % 2, rows], seed_of(self.seed, "clusters", epoch, h)
+            found = kmeans(z, k, iterations=self.iterations, seed=seed, spherical=True)
+            self.labels[h, rows] = found.labels.to(rows.device)
+            self.prototypes[h] = F.normalize(found.centroids, dim=1)
+        self.met.fill_(False)
+        self.epoch.fill_(epoch)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        index, h = batch["index"], embed(self.backbone, batch["views"], joint=True)
+        z = [F.normalize(p, dim=1) for p in self.projector(torch.cat(h)).split(len(h[0]))]
+        y = self.labels[:, index]
+        self.watch(features=h[0], embeddings=z[0])
+        nearest = (z[0].detach() @ self.prototypes[0].T).argmax(1)
+        self.log("train/accuracy", (nearest == y[0]).float().mean())
+        index, large = gather(index), gather(torch.stack(z[:2], 1).detach())
+        self.memory.index_copy_(1, index, large.transpose(0, 1).to(self.memory.dtype))
+        self.met.index_fill_(0, index, True)
+        return {"clusters": prototype_loss(z, self.prototypes, y, self.temperature)}
