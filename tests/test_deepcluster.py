@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from processes import on_processes
 from sklearn.metrics import normalized_mutual_info_score
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.sobel import Sobel
@@ -374,6 +375,47 @@ def test_dropout_is_a_function_of_step_and_image():
     torch.testing.assert_close(torch.stack(draws).mean(0), one(h), atol=0.06, rtol=0)
     assert Hidden(40).dim == 40
     assert torch.equal(Hidden(40)(h), h)
+
+
+class Waits(TorchDispatchMode):
+    """Notes what would make the host wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.startswith(("_local_scalar", "nonzero", "masked_select", "_unique")):
+            self.found.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("deepcluster", ["method.hidden=[12]", "method.head_momentum=false"]),
+        ("deepcluster_v2", []),
+        ("clusterfit", []),
+        ("distillation", ["method.alpha=0.5"]),
+        ("supervised", ["method.label_noise=0.5"]),
+    ],
+)
+def test_a_step_does_not_wait_for_the_device(tiny, name, more):
+    method, data, trainer = tiny(name, "trainer.max_steps=2", *more)
+    own, waits = method.loss, []
+
+    def loss(batch):
+        with Waits() as mode:
+            terms = own(batch)
+        waits.extend(mode.found)
+        return terms
+
+    method.loss = loss
+    trainer.fit(method, data)
+    assert not waits
+    with Waits() as mode:
+        torch.ones(2).nonzero()
+    assert mode.found
 
 
 # several processes

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from processes import on_processes, value_and_gradient
 from torch import nn
 
@@ -176,13 +178,13 @@ def test_library_models_keep_their_logits():
 
 
 def test_a_librarys_classifier_teaches_its_own_classes(tiny, compose):
-    from hydra.utils import instantiate
-
     lines = ["method=distillation", "backbone@method.teacher=timm", "backbone.width=8"]
-    lines += ["method.teacher.name=test_resnet", "method.teacher.logits=true"]
-    method = instantiate(compose(*lines).method)
+    lines += ["method.teacher.name=test_resnet"]
+    method = instantiate(compose(*lines, "method.teacher.logits=true").method)
     method.prepare(64, 10)
     assert method.head.out_features == 1000
+    with pytest.raises(InstantiationException, match=r"Timm gives features, not logits.*=true"):
+        instantiate(compose(*lines).method)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +198,6 @@ def test_a_librarys_classifier_teaches_its_own_classes(tiny, compose):
     ],
 )
 def test_bad_values_are_named(tiny, overrides, word):
-    from hydra.errors import InstantiationException
-
     with pytest.raises(InstantiationException, match=word):
         tiny("distillation", *overrides)
 

@@ -13,6 +13,8 @@ class Classifier(nn.Module):
         classes: number of logits.
     """
 
+    logits = True
+
     def __init__(self, *, model: nn.Module, classes: int) -> None:
         super().__init__()
         self.model, self.dim = model, classes

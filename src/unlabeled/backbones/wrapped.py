@@ -43,6 +43,7 @@ class Library(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.size, self.config = model, size, config
+        self.logits = bool(config.get("logits"))  # whether the features are a classifier's
         # x = (pixel - ours) / s, and (pixel - mean) / std = x * s / std + (ours - mean) / std
         ours, s, m, d = (torch.tensor(v).view(3, 1, 1) for v in (*IMAGENET, mean, std))
         self.converts = (tuple(mean), tuple(std)) != IMAGENET

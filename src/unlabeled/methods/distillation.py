@@ -10,10 +10,10 @@ T^2 keeps the size of gradients when T changes. Without a teacher, q is uniform:
 the simplest form. Then L = (1 - smoothing) CE(s, y) + smoothing CE(s, q), which is PyTorch's
 cross-entropy with `label_smoothing`; it is no KL, and so larger by a constant.
 
-ClusterFit's second control (Yan et al., 2019, https://arxiv.org/abs/1912.03330): the same student
-on the same images learns the distribution over the teacher's classes, where ClusterFit does not
-care for its label space. T and alpha are not known there; Hinton's T lies between 1 and 20 (from
-memory). Traps: a teacher in training mode, no T^2, gradients into the teacher.
+ClusterFit's second control (https://arxiv.org/abs/1912.03330): the same student on the same images
+learns the distribution over the teacher's classes; ClusterFit does not care for its label space.
+T and alpha are not known there; Hinton's T lies between 1 and 20 (from memory). Traps: a teacher
+in training mode, no T^2, gradients into the teacher.
 """
 
 from typing import Any
@@ -49,8 +49,7 @@ class Distillation(Method):
         backbone: the student's, at random initialisation.
         augment: gives one view.
         optim: see `Method`.
-        teacher: a backbone whose features are logits (`backbone/classifier`, or a library's model
-            with `logits`); null for a uniform one.
+        teacher: a backbone whose features are logits; null for a uniform one.
         temperature: T.
         alpha: weight of the true labels, from 0, which needs none, to 1.
         smoothing: without a teacher, the share of the uniform distribution, in place of alpha.
@@ -78,6 +77,9 @@ class Distillation(Method):
                 f"smoothing={smoothing} takes the place of alpha={alpha} where there is no "
                 "teacher: set the other to 0"
             )
+        if teacher is not None and not getattr(teacher, "logits", False):
+            name = type(teacher).__name__
+            raise ValueError(f"{name} gives features, not logits: set method.teacher.logits=true")
         self.teacher = None if teacher is None else Frozen(teacher)
         self.classes = 0 if teacher is None else int(teacher.dim)  # type: ignore[arg-type]
         self.temperature, self.smoothing = temperature, smoothing
@@ -107,9 +109,8 @@ class Distillation(Method):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["teacher"] = self._record()
 
-    def _record(self) -> dict[str, str | None]:
-        none: dict[str, str | None] = {"path": None, "checksum": None}
-        return none if self.teacher is None else self.teacher.record()
+    def _record(self) -> dict[str, Any]:
+        return {"checksum": None} if self.teacher is None else self.teacher.record()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         (x,) = batch["views"]
