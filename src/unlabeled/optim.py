@@ -1,8 +1,9 @@
 """Optimizers, schedules and the scaling of learning rates."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -186,28 +187,47 @@ class LARS(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        work: list[_Work] = []
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+            if params and group["weight_decay"]:
+                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             if params:
-                self._update(group, params)
+                work.append(_Work(group, params, grads))
+        for eta in dict.fromkeys(w.group["eta"] for w in work):
+            self._adapt([w for w in work if w.group["adapt"] and w.group["eta"] == eta], eta)
+        for w in work:
+            self._move(w.group, w.params, w.grads)
         return loss
 
-    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
-        if group["weight_decay"]:
-            grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
-        if group["adapt"]:
-            w = torch.stack(torch._foreach_norm(params))
-            g = torch.stack(torch._foreach_norm(grads))
-            trust = torch.where((w > 0) & (g > 0), group["eta"] * w / g, torch.ones_like(w))
-            grads = list(torch._foreach_mul(grads, list(trust.unbind())))
+    @staticmethod
+    def _adapt(work: list["_Work"], eta: float) -> None:
+        # The groups together: each of these operations would cost as much for every one.
+        params, grads = [p for w in work for p in w.params], [g for w in work for g in w.grads]
+        if not params:
+            return
+        w = torch.stack(torch._foreach_norm(params))
+        g = torch.stack(torch._foreach_norm(grads))
+        trust = torch.where((w > 0) & (g > 0), eta * w / g, torch.ones_like(w))
+        scaled = iter(torch._foreach_mul(grads, list(trust.unbind())))
+        for part in work:
+            part.grads[:] = itertools.islice(scaled, len(part.grads))
+
+    def _move(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         if group["lr_in_momentum"]:
             grads = list(torch._foreach_mul(grads, group["lr"]))
-        for p in params:
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        if new := [p for p in params if "momentum_buffer" not in self.state[p]]:
+            for p, zero in zip(new, torch._foreach_mul(new, 0.0), strict=True):
+                self.state[p]["momentum_buffer"] = zero
         velocity = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_mul_(velocity, group["momentum"])
         torch._foreach_add_(velocity, grads)
         scale = 1.0 if group["lr_in_momentum"] else group["lr"]
         torch._foreach_add_(params, velocity, alpha=-scale)
+
+
+class _Work(NamedTuple):
+    group: dict[str, Any]
+    params: list[Tensor]
+    grads: list[Tensor]
