@@ -134,6 +134,15 @@ def test_principal_components_keep_distances_where_none_is_left_out():
     torch.testing.assert_close(one.square().sum(), largest.square())
 
 
+def test_features_are_reduced_in_chunks(monkeypatch):
+    from unlabeled.parts import clustering
+
+    x = points(50, 6, dtype=torch.float64)
+    whole = principal(x, 4, whiten=True)
+    monkeypatch.setattr(clustering, "CHUNK", 7)
+    torch.testing.assert_close(principal(x, 4, whiten=True).abs(), whole.abs())  # axes have no sign
+
+
 def test_directions_without_variance_are_left_out_of_whitening():
     x = points(100, 3, dtype=torch.float64)
     dead = torch.cat([x, x[:, :1] * 2, torch.full((100, 2), 5.0)], 1)

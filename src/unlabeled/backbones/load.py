@@ -70,7 +70,8 @@ def classifier(path: str) -> nn.Module:
             f"{path} holds no linear classifier of its backbone's features: give a run of "
             "method=supervised"
         )
-    whole = Classifier(model=model, classes=len(weight))
+    with torch.random.fork_rng(devices=[]):  # what is built next is as random as without it
+        whole = Classifier(model=model, classes=len(weight))
     whole.head.load_state_dict({"weight": weight, "bias": bias})
     whole.path = model.path
     return whole

@@ -14,6 +14,8 @@ from unlabeled.batch import Batch, normalize
 from unlabeled.dist import broadcast, rank, reduce_sum, world_size
 from unlabeled.draws import Draws
 
+CHUNK = 1 << 16  # rows that are worked on at once
+
 
 class ScannedData(Protocol):
     """What a data module must offer to be clustered."""
@@ -59,14 +61,16 @@ def extract(
     n = data.size("train")
     share = -(-n // world_size())
     start, stop = min(n, rank() * share), min(n, (rank() + 1) * share)
-    everyone = torch.zeros(n, dim, device=device)
+    everyone = torch.zeros(n, dim)  # for ImageNet too much for a device
     at = start
     for batch in data.scan("train", start=start, stop=stop) if start < stop else ():
         x = normalize(batch["crops"][0].to(device)).contiguous(memory_format=torch.channels_last)
-        rows = network(x).float()
+        rows = network(x).float().cpu()
         everyone[at : at + len(rows)] = rows
         at += len(rows)
-    return reduce_sum(everyone).cpu()
+    for some in everyone.split(CHUNK) if world_size() > 1 else ():
+        some.copy_(reduce_sum(some.to(device)))
+    return everyone
 
 
 def principal(features: Tensor, dim: int, *, whiten: bool = False) -> Tensor:
@@ -78,14 +82,17 @@ def principal(features: Tensor, dim: int, *, whiten: bool = False) -> Tensor:
         whiten: each to variance 1. Components without variance (fewer images than `dim`, dead
             units) are left out: whitened, they would be rounding errors.
     """
-    x = features.double()
-    x = x - x.mean(0)
-    variance, axes = torch.linalg.eigh(x.T @ x / len(x))  # in ascending order
+    parts, n = features.split(CHUNK), len(features)
+    mean = torch.stack([x.double().sum(0) for x in parts]).sum(0) / n
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for x in parts:
+        covariance += (x.double() - mean).T @ (x.double() - mean) / n
+    variance, axes = torch.linalg.eigh(covariance)  # in ascending order
     variance, axes = variance.flip(0)[:dim], axes.flip(1)[:, :dim]
     if whiten:
         kept = int((variance > 1e-9 * variance[0].clamp(min=1e-30)).sum())
         axes = axes[:, :kept] / variance[:kept].sqrt()
-    return (x @ axes).to(features.dtype)
+    return torch.cat([((x.double() - mean) @ axes).to(x.dtype) for x in parts])
 
 
 def kmeans(
