@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def world_size() -> int:
@@ -76,13 +77,21 @@ class _Sum(torch.autograd.Function):
         return grad
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """Batch norm over the global batch, on CPUs (gloo) too, where torch's own refuses to run."""
+class SyncBatchNorm(_BatchNorm):
+    """Batch norm over the global batch, on CPUs (gloo) too.
+
+    It is no `nn.SyncBatchNorm`, of which DDP refuses to wrap any on a CPU; on GPUs it computes
+    by that one's kernels.
+    """
+
+    process_group = None  # all processes
 
     def forward(self, input: Tensor) -> Tensor:
         alone = not (dist.is_available() and dist.is_initialized())
-        if input.device.type == "cuda" or alone or not self.training:
+        if alone or not self.training:
             return super().forward(input)
+        if input.device.type == "cuda":
+            return nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
         dims = [0, *range(2, input.ndim)]
         x = input if input.dtype == torch.float64 else input.float()
         count = reduce_sum(x.new_tensor([x.numel() / x.shape[1]]))
@@ -100,6 +109,8 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(input.dtype)
+
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
