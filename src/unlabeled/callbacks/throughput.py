@@ -1,7 +1,7 @@
-"""Images per second, and how much of the time training waits for its data."""
+"""Images per second, the time that training waits for its data, and what it costs a CPU."""
 
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,11 +31,13 @@ class Totals:
 
 
 class Throughput(Periodic):
-    """Logs `perf/images_per_second` and `perf/data_wait` (a share, from 0 to 1).
+    """Logs `perf/images_per_second`, `perf/data_wait` (a share, 0 to 1) and `perf/cpu_seconds`.
 
     Waiting is the time from a batch's end to the next one's arrival on the device. What runs
     between epochs (probes, checkpoints, validation) does not count, nor does the first batch,
     which builds caches. On a GPU the host runs ahead, so only sums over many steps mean much.
+    CPU seconds are those of this process and all its threads (not of workers) since the fit was
+    set up, clustering and probes included; a resumed run goes on counting.
 
     Args:
         every_n_steps: optimizer updates between two rows.
@@ -48,9 +50,24 @@ class Throughput(Periodic):
         self._ended: float | None = None  # when the last batch did, or the epoch began
         self._came: float | None = None
         self._warm = False
+        self._cpu_before, self._cpu_start = 0.0, process_time()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What this process has computed for the training until now."""
+        return self._cpu_before + process_time() - self._cpu_start
+
+    def state_dict(self) -> dict[str, float]:
+        """The CPU time so far."""
+        return {"cpu_seconds": self.cpu_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Goes on from the CPU time of the run that is resumed."""
+        self._cpu_before = state_dict.get("cpu_seconds", 0.0)
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Becomes the last but for checkpoints: others' work must not count as waiting."""
+        self._cpu_start = process_time()
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         saving = [c for c in others if isinstance(c, Checkpoint)]
         others = [c for c in others if not isinstance(c, Checkpoint)]
@@ -85,7 +102,6 @@ class Throughput(Periodic):
             )
         self._warm, self._ended = True, now
         if self.due(trainer):
-            values = self.totals.since(self._logged)
+            values = self.totals.since(self._logged) | {"cpu_seconds": self.cpu_seconds}
             self._logged = self.totals
-            if values:
-                record(trainer, {f"perf/{name}": value for name, value in values.items()})
+            record(trainer, {f"perf/{name}": value for name, value in values.items()})
