@@ -1,100 +1,141 @@
-"""The README's table of methods: every method for the same time on the same small ResNet.
+"""The README's table of methods: every method for the same CPU time on the same small ResNet.
 
-    python scripts/results.py --seconds 120 --set data.limit=10000
+    python scripts/results.py              # runs what is missing, then prints the table
+    python scripts/results.py --table      # prints what there is
 
-Each method first runs a few steps, to find how many updates fit into the time, and then trains for
-as many with its own schedule. A run whose scores exist is not repeated, so the table continues
-where it stopped. `--table` prints what there is and runs nothing.
+Each method first runs for about one pass over its images, which shows how many updates fit into
+the budget, and then trains for as many with its own schedule (experiment/cifar10/<method>), in
+one thread. What came of a run is kept in docs/results, and a run whose record exists is not
+repeated: the table continues where it stopped, on another machine too. To measure a method
+again, delete its record.
 """
 
 import argparse
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-METHODS = (
-    "rotation",
-    "jigsaw",
-    "simclr",
-    "moco_v2",
-    "byol",
-    "barlow_twins",
-    "pirl",
-    "swav",
-    "clusterfit",
-    "supervised",
-)
+ROOT = Path(__file__).parents[1]
+METHODS = tuple(sorted(p.stem for p in (ROOT / "conf/experiment/cifar10").glob("*.yaml")))
+SOURCES = {  # what a method starts from, and the key that names it
+    "clusterfit": ("rotation", "method.source.path"),
+    "distillation": ("supervised", "method.teacher.path"),
+}
+RECORDS = ROOT / "docs/results"
+KNN = "knn/k20_t0.07/top1"
+TRIAL = 64  # updates
+HEADER = """\
+| `method=` | images seen | CPU min | kNN | random | best-stage linear | random | seeds |
+|---|---|---|---|---|---|---|---|"""
+
+
+def folder(out: Path, method: str, seed: int) -> Path:
+    """Where a run lies."""
+    return out / f"seed{seed}" / method
 
 
 def unlabeled(*overrides: str) -> None:
-    """One run, in a process of its own."""
-    subprocess.run([sys.executable, "-m", "unlabeled.train", *overrides], check=True)
+    """One run, in a process of its own and one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "unlabeled.train", *overrides]
+    subprocess.run(command, check=True, env=environment)
 
 
-def speed(run: Path) -> float:
-    """Median images per second of a run."""
+def column(run: Path, name: str) -> list[float]:
+    """A metric's values in order."""
     with (run / "metrics.csv").open(newline="") as file:
-        cells = [row.get("perf/images_per_second") for row in csv.DictReader(file)]
-    return statistics.median(float(cell) for cell in cells if cell)
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-def train(method: str, out: Path, seconds: float, batch: int, settings: list[str]) -> None:
+def record(method: str, seed: int) -> Path:
+    """Where what came of a run is kept."""
+    return RECORDS / f"{method}_seed{seed}.json"
+
+
+def train(method: str, seed: int, args: argparse.Namespace) -> None:
     """Trains and evaluates one method, if its scores are not there yet."""
-    if (out / method / "scores.json").exists():
-        return
-    common = [f"experiment=cifar10/{method}", f"data.batch_size={batch}", *settings]
-    if method == "clusterfit":
-        source = out / "rotation"
-        if not (source / "checkpoints/last.ckpt").exists():
-            sys.exit("clusterfit clusters the features of rotation: run that first")
-        common.append(f"method.source.path={source}")
-    trial = out / "trials" / method
-    if not (trial / "metrics.csv").exists():
-        unlabeled(*common, "trainer.max_steps=15", "evals=none", f"hydra.run.dir={trial}")
-    steps = max(20, int(seconds * speed(trial) / batch))
-    unlabeled(
-        *common,
-        f"trainer.max_steps={steps}",
-        "trainer.max_epochs=-1",
-        f"hydra.run.dir={out / method}",
-    )
+    run = folder(args.out, method, seed)
+    if not (run / "scores.json").exists():
+        common = _settings(method, seed, args)
+        trial = args.out / "trials" / method
+        if not (trial / "status.json").exists() or not status(trial).get("trained"):
+            short = [f"trainer.max_steps={TRIAL}", "evals=none", f"hydra.run.dir={trial}"]
+            unlabeled(*common, *short)
+        per_step = max(column(trial, "perf/cpu_seconds")) / TRIAL
+        steps = max(TRIAL, round(60 * args.minutes / per_step))
+        unlabeled(*common, f"seed={seed}", f"trainer.max_steps={steps}", f"hydra.run.dir={run}")
+    RECORDS.mkdir(exist_ok=True)
+    record(method, seed).write_text(json.dumps(measured(run), indent=1) + "\n")
 
 
-def table(out: Path, batch: int) -> str:
-    """Markdown: scores of what ran, with their baselines."""
-    lines = [
-        "| `method=` | images seen | kNN | random init | best-stage linear | random init |",
-        "|---|---|---|---|---|---|",
-    ]
-    pixels = ""
-    for method in METHODS:
-        path = out / method / "scores.json"
-        if not path.exists():
+def _settings(method: str, seed: int, args: argparse.Namespace) -> list[str]:
+    common = [f"experiment=cifar10/{method}", f"data.limit={args.images}", "trainer=cpu"]
+    common += ["trainer.max_epochs=-1", *args.set]
+    if method in SOURCES:
+        source, key = SOURCES[method]
+        if not (folder(args.out, source, seed) / "status.json").exists():
+            train(source, seed, args)
+        common.append(f"{key}={folder(args.out, source, seed)}")
+    return common
+
+
+def status(run: Path) -> dict[str, Any]:
+    return json.loads((run / "status.json").read_text())
+
+
+def measured(run: Path) -> dict[str, Any]:
+    """What the table shows of a run."""
+    scores = json.loads((run / "scores.json").read_text())
+    details = json.loads((run / "scores_details.json").read_text())
+    found = {
+        "command": " ".join(["unlabeled", *status(run)["command"].split()[1:]]),
+        "commit": status(run)["commit"],
+        "torch": status(run)["versions"]["torch"],
+        "images": status(run)["trained"]["max_steps"] * status(run)["identity"]["data.batch_size"],
+        "minutes": max(column(run, "perf/cpu_seconds")) / 60,
+        "knn": scores[KNN],
+        "random knn": scores[f"baseline/random/{KNN}"],
+        "pixels knn": scores[f"baseline/pixels/{KNN}"],
+        "pixels linear": scores["baseline/pixels/linear/pixels/top1"],
+    }
+    for kind, prefix in (("", ""), ("random ", "baseline/random/")):
+        names = [n for n in scores if n.startswith(f"{prefix}linear/") and n.endswith("/top1")]
+        stage = details[names[0]]["best_stage"]  # by held-out training images, not by the test
+        found[f"{kind}linear"] = scores[f"{prefix}linear/{stage}/top1"]
+        found[f"{kind}stage"] = stage
+    return found
+
+
+def table(methods: tuple[str, ...]) -> str:
+    """Markdown: scores of what was recorded, with their baselines, averaged over seeds."""
+    lines, pixels = [HEADER], ""
+    for method in methods:
+        runs = sorted(RECORDS.glob(f"{method}_seed*.json"))
+        if not runs:
             continue
-        scores = json.loads(path.read_text())
-        steps = json.loads((out / method / "status.json").read_text())["trained"]["max_steps"]
-        knn = "knn/k20_t0.07/top1"
+        all_of = [json.loads(path.read_text()) for path in runs]
 
-        def best(prefix: str, scores: dict[str, float] = scores) -> str:
-            of_stage = {
-                name.removeprefix(prefix).split("/")[1]: value
-                for name, value in scores.items()
-                if name.startswith(f"{prefix}linear/") and name.endswith("/top1")
-            }
-            stage = max(of_stage, key=lambda s: of_stage[s])
-            return f"{100 * of_stage[stage]:.1f} ({stage})"
+        def mean(name: str, all_of: list[dict[str, Any]] = all_of) -> float:
+            return statistics.fmean(found[name] for found in all_of)
 
+        def shown(name: str, all_of: list[dict[str, Any]] = all_of) -> str:
+            values = [100 * found[name] for found in all_of]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            return f"{statistics.fmean(values):.1f}{spread}"
+
+        first = all_of[0]
         lines.append(
-            f"| `{method}` | {steps * batch:,} | {100 * scores[knn]:.1f} | "
-            f"{100 * scores[f'baseline/random/{knn}']:.1f} | {best('')} | "
-            f"{best('baseline/random/')} |"
+            f"| `{method}` | {mean('images'):,.0f} | {mean('minutes'):.1f} | {shown('knn')} | "
+            f"{shown('random knn')} | {shown('linear')} ({first['stage']}) | "
+            f"{shown('random linear')} ({first['random stage']}) | {len(runs)} |"
         )
-        linear = scores["baseline/pixels/linear/pixels/top1"]
-        near = scores[f"baseline/pixels/{knn}"]
-        pixels = f"Raw pixels: kNN {100 * near:.1f}, linear {100 * linear:.1f}."
+        near, linear = 100 * mean("pixels knn"), 100 * mean("pixels linear")
+        pixels = f"Raw pixels: kNN {near:.1f}, linear {linear:.1f}."
     return "\n".join([*lines, "", pixels])
 
 
@@ -102,18 +143,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=240, help="training time of each method")
-    parser.add_argument("--batch", type=int, default=256, help="images per update")
+    parser.add_argument("--minutes", type=float, default=4, help="CPU minutes of each training")
+    parser.add_argument("--images", type=int, default=10000, help="training images")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/results"))
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
-    parser.add_argument(
-        "--set", nargs="*", default=[], help="more overrides, e.g. data.limit=10000"
-    )
+    parser.add_argument("--set", nargs="*", default=[], help="more overrides, for every run")
     parser.add_argument("--table", action="store_true", help="print only")
     args = parser.parse_args()
-    for method in () if args.table else args.methods:
-        train(method, args.out, args.seconds, args.batch, args.set)
-    print(table(args.out, args.batch))
+    failed = []
+    for seed in () if args.table else args.seeds:
+        for method in args.methods:
+            try:
+                if not record(method, seed).exists():
+                    train(method, seed, args)
+            except subprocess.CalledProcessError as error:  # the others go on
+                failed.append(f"{method}, seed {seed}: exit code {error.returncode}")
+    print(table(tuple(args.methods)))
+    if failed:
+        sys.exit("failed: " + "; ".join(failed))
 
 
 if __name__ == "__main__":
