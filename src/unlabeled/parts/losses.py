@@ -52,3 +52,13 @@ def binary_nce(scores: Tensor, log_z: Tensor, images: int, temperature: float) -
 def negative_cosine(p: Tensor, z: Tensor, *, stop_gradient: bool = True) -> Tensor:
     """Mean of -cos(p, z) over rows (B, D); z carries no gradient, unless asked to."""
     return -F.cosine_similarity(p, z.detach() if stop_gradient else z, dim=1).mean()
+
+
+@full_precision
+def norm_hinge(h: Tensor, limit: float) -> Tensor:
+    """Mean over rows h (B, D) of max(0, |h| - limit)^2.
+
+    A lecture's reading of how embeddings are kept bounded where they are not normalised: rows
+    shorter than the limit are free. No paper of this project uses it; it is off by default.
+    """
+    return F.relu(torch.linalg.vector_norm(h, dim=1) - limit).square().mean()
