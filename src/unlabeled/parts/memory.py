@@ -4,6 +4,8 @@ Writes are in place: a bank of ImageNet's size costs 0.3 s to copy. A loss reads
 index, a snapshot of the queue), so autograd never meets a tensor that has changed.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,10 +65,18 @@ class MemoryBank(nn.Module):
         self.momentum = momentum
         self.register_buffer("bank", torch.zeros(size, dim))
 
-    def fill(self, draws: Draws) -> None:
-        """Random unit vectors, the same in every process."""
-        noise = torch.randn(self.bank.shape, generator=draws.generator)
-        self.bank.copy_(F.normalize(noise, dim=1))
+    def fill(self, draws: Draws, *, unit: bool = True) -> None:
+        """Random unit vectors, the same in every process.
+
+        Without `unit` rows are uniform in a cube, of mean squared norm 1 (the official code).
+        """
+        if unit:
+            noise = torch.randn(self.bank.shape, generator=draws.generator)
+            self.bank.copy_(F.normalize(noise, dim=1))
+        else:
+            half = math.sqrt(3 / self.bank.shape[1])
+            noise = torch.rand(self.bank.shape, generator=draws.generator)
+            self.bank.copy_((2 * noise - 1) * half)
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Copies of rows (..., dim)."""
