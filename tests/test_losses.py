@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from unlabeled.methods.barlow_twins import barlow_twins_loss
 from unlabeled.methods.byol import byol_loss
-from unlabeled.methods.pirl import pirl_nce
 from unlabeled.methods.simclr import nt_xent
 from unlabeled.methods.swav import swapped_prediction
 from unlabeled.parts.losses import binary_nce, info_nce, negative_cosine
+from unlabeled.parts.nce import pirl_nce
 from unlabeled.parts.sinkhorn import sinkhorn
 
 

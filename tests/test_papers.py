@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from unlabeled.draws import Draws
 
@@ -63,63 +62,6 @@ def test_shuffled_keys_come_back_in_order(tiny):
         torch.testing.assert_close(method._keys(x), method.key_encoder(x))
 
 
-def test_pirl_touches_the_bank_by_the_image_branch_only_and_only_its_rows(tiny):
-    method, *rest = tiny("pirl")
-    batch = batch_of(method, *rest)
-    before, index = method.memory.bank.clone(), batch["index"]
-    method.loss(batch)
-    v = method.seen["embeddings"]
-    expected = F.normalize(0.5 * before[index] + 0.5 * v, dim=1)
-    torch.testing.assert_close(method.memory.bank[index], expected)
-    rest = [i for i in range(64) if i not in index.tolist()]
-    assert torch.equal(method.memory.bank[rest], before[rest])
-
-
-def test_pirls_positive_is_never_among_its_negatives(tiny):
-    method, *rest = tiny("pirl", "method.nce=softmax", "method.negatives=400")
-    batch = batch_of(method, *rest)  # 400 draws from 64 rows: every row is drawn
-    index = batch["index"]
-    v = method.memory[index].clone()  # embeddings that are their own memories
-    count = len(method.memory.bank)
-    rows = method.shared_draws("negatives1").integers(count, 400)[0]
-    s = (v @ method.memory.bank[rows].T / method.temperature).masked_fill(
-        rows == index[:, None], -torch.inf
-    )
-    positive = torch.full((16, 1), 1 / method.temperature)
-    expected = -torch.cat([positive, s], 1).log_softmax(1)[:, 0].mean()
-    assert method._nce(1, v, index).item() == pytest.approx(expected.item(), rel=1e-3)
-    assert (rows == index[:, None]).any(1).all()
-
-
-def test_pirls_binary_normaliser_is_fixed_by_the_first_batch(tiny):
-    method, *rest = tiny("pirl", "method.nce=binary")
-    batch = batch_of(method, *rest)
-    assert method.log_z.isnan().all()
-    method.loss(batch)
-    first = method.log_z.clone()
-    assert first.isfinite().all()
-    method.loss(batch)
-    assert torch.equal(method.log_z, first)
-
-
-def test_pirl_is_sensitive_to_order_by_its_last_layer_only(tiny):
-    method, *rest = tiny("pirl")
-    batch = batch_of(method, *rest)
-    dim = method.dim
-    with torch.no_grad():  # equal blocks: the concatenation becomes a sum
-        block = method.g.weight[:, :dim].clone()
-        method.g.weight.copy_(block.repeat(1, 9) / 9)
-    method.backbone.eval()
-    tiles = batch["views"][1]
-    turned = tiles[:, torch.tensor([4, 2, 8, 0, 1, 7, 5, 3, 6])]
-
-    def g(x):
-        return method.g(method.g_tile(method.backbone(x.flatten(0, 1))).view(len(x), -1))
-
-    with torch.no_grad():
-        torch.testing.assert_close(g(tiles), g(turned), rtol=1e-3, atol=1e-4)
-
-
 def test_swavs_prototypes_stay_unit_and_rest_while_frozen(tiny):
     method, data, trainer = tiny("swav", "method.freeze=0.5", "trainer.max_epochs=2")
     start = method.prototypes.weight.detach().clone()
@@ -173,8 +115,6 @@ def test_byols_momentum_rises_to_one(tiny):
         ("byol", "method.tau=1.5", "tau"),
         ("barlow_twins", "method.lambd=-1", "lambd"),
         ("moco_v2", "method.momentum=2", "momentum"),
-        ("pirl", "method.lambd=2", "lambd"),
-        ("pirl", "method.nce=other", "nce"),
         ("swav", "method.epsilon=0", "epsilon"),
         ("supervised", "method.label_smoothing=1", "label_smoothing"),
     ],
