@@ -189,6 +189,8 @@ def test_split_batch_norm_gives_the_gradients_of_separate_ones():
 def test_split_batch_norm_needs_equal_parts():
     with pytest.raises(ValueError, match=r"10 images does not divide into bn_splits=4"):
         tiny(bn_splits=4)(torch.zeros(10, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"bn_splits=4 leaves one value per channel"):
+        tiny(bn_splits=4)(torch.zeros(4, 3, 8, 8))
 
 
 def test_sync_is_batch_norm_in_one_process():

@@ -171,12 +171,11 @@ def _evaluate(
             for name, reason in scores.skipped.items():
                 print(f"skipped the evaluation {name}: {reason}")
             features = figures.final(folder.path, backbone, data)
-            if features is not None:
+            if features is not None and len(features) >= 3:  # fewer make no picture
                 (folder.path / "figures").mkdir(exist_ok=True)
                 near = figures.neighbours(features, data, seed=cfg.seed)
                 _save(folder.path / "figures/neighbours.npz", near)
                 labels = data.labels("test")
-            if features is not None and len(features) >= 3:  # fewer make no map
                 dots = figures.embedding(features, labels, classes=data.classes, seed=cfg.seed)
                 _save(folder.path / "figures/embedding.npz", dots)
             if not cfg.keep_features:

@@ -64,6 +64,11 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             raise ValueError(
                 f"a batch of {len(input)} images does not divide into bn_splits={self.splits}"
             )
+        if input.numel() == self.splits * input.shape[1]:
+            raise ValueError(
+                f"bn_splits={self.splits} leaves one value per channel, which has no variance: "
+                "choose fewer splits or a larger batch"
+            )
         self.num_batches_tracked += 1  # type: ignore[operator]
         share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()  # type: ignore[operator]
         means = self.running_mean.repeat(self.splits, 1)  # type: ignore[union-attr]
