@@ -239,7 +239,7 @@ def test_each_branch_has_a_normaliser_that_the_first_batch_fixes():
 def test_parameters_do_not_depend_on_the_number_of_orders(tiny):
     counts = [
         sum(p.numel() for p in tiny("pirl", f"method.augment.permutations={n}")[0].parameters())
-        for n in (2, 100, "null")
+        for n in (2, 24, "null")
     ]
     assert counts[0] == counts[1] == counts[2]
 
@@ -334,7 +334,7 @@ def test_the_image_branch_trains_on_its_own_batch_statistics(tiny):
     sizes = []
     method.backbone.register_forward_hook(lambda m, given, out: sizes.append(given[0].shape[0]))
     method.loss(batch)
-    assert sizes == [16, 16 * 9]
+    assert sizes == [16, 16 * method.tiles]
 
 
 # Two and three processes against one.
