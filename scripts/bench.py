@@ -45,7 +45,7 @@ def formats(quick: bool) -> list[Row]:
     """A step in channels_last and bfloat16 against NCHW float32."""
     import bench_formats
 
-    return bench_formats.rows(3 if quick else 7)
+    return bench_formats.rows(3 if quick else 5)
 
 
 def start(quick: bool) -> list[Row]:

@@ -14,7 +14,7 @@ from unlabeled.backbones.resnet import ResNet
 SIDE, BAR = 32, 2.0
 
 
-def rows(rounds: int = 7, batch: int = 32, width: int = 64) -> list[Row]:
+def rows(rounds: int = 5, batch: int = 128, width: int = 64) -> list[Row]:
     """A step of ResNet-18 in channels_last, and in bfloat16 too where the CPU computes it.
 
     Args:
