@@ -13,8 +13,8 @@ nce=softmax chooses among the image and K others instead (the official code's la
 negatives=0 among all images, which is equation 2 itself.
 
 Paper and official code (zhirongw/lemniscate.pytorch): the paper adds lambda |v_i - V_i|^2, which
-keeps an image's embedding near its last one (equation 10, lambda = 30: both from memory), and
-starts from random unit memories (from memory); the code has no such term, starts from memories
+keeps an image's embedding near its last one (lambda = 30), and starts from random unit memories:
+both, and the numbers of equations, from memory. The code has no such term, starts from memories
 uniform in a cube, of norms near 1, and draws negatives for each image, here for each batch. The
 published recipe and numbers are the code's, so `proximal` is 0; proximal=30 is the paper's.
 
