@@ -70,6 +70,31 @@ def test_a_constant_part_keeps_its_rate():
         assert group["lr"] == pytest.approx(0.1 if constant else 0, abs=1e-9)
 
 
+def test_weight_decay_follows_a_cosine_and_goes_on_after_a_checkpoint():
+    def make():
+        return build(lr=0.1, weight_decay=0.04, weight_decay_end=0.4, decay_all=False)[:2]
+
+    def decays(optimizer, schedule, steps):
+        found = []
+        for _ in range(steps):
+            optimizer.step()
+            found.append({g["params"][0].ndim: g["weight_decay"] for g in optimizer.param_groups})
+            schedule.step()
+        return found
+
+    optimizer, schedule = make()
+    whole = decays(optimizer, schedule, 100)
+    assert whole[0] == {2: pytest.approx(0.04), 1: 0.0}
+    assert whole[50] == {2: pytest.approx(0.22), 1: 0.0}
+    assert whole[99][2] == pytest.approx(0.4, abs=1e-4)
+    first = make()
+    decays(*first, 37)
+    second = make()
+    for part, saved in zip(second, first, strict=True):
+        part.load_state_dict(saved.state_dict())
+    assert decays(*second, 63) == whole[37:]
+
+
 @pytest.mark.parametrize(
     ("bad", "word"),
     [
@@ -78,6 +103,7 @@ def test_a_constant_part_keeps_its_rate():
         ({"lr": 1, "schedule": "cosin"}, "cosin"),
         ({"lr": 1, "scaling": "log"}, "log"),
         ({"lr": 1, "weight_decay": -1}, "weight_decay"),
+        ({"lr": 1, "weight_decay_end": -1}, "weight_decay_end must not be negative, got -1"),
         ({"lr": 1, "milestones": [30]}, "30"),
     ],
 )

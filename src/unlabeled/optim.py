@@ -22,6 +22,8 @@ class Optim:
         scaling: how lr follows the batch: "linear" (Goyal et al., 2017), "sqrt" or "none".
         reference_batch: the batch that `lr` is given for.
         weight_decay: for all parameters, or only for weights: see `decay_all`.
+        weight_decay_end: where weight decay gets to along half a cosine over the whole training
+            (DINO); None: it stays.
         decay_all: decay biases and norm layers too; else they are left out of weight decay and
             of LARS's adaptation.
         norm_bias_lr: another learning rate for biases and norm layers (Barlow Twins).
@@ -43,6 +45,7 @@ class Optim:
         scaling: Literal["linear", "sqrt", "none"] = "linear",
         reference_batch: int = 256,
         weight_decay: float = 0.0,
+        weight_decay_end: float | None = None,
         decay_all: bool = True,
         norm_bias_lr: float | None = None,
         schedule: Literal["cosine", "step", "constant"] = "cosine",
@@ -58,6 +61,8 @@ class Optim:
             raise ValueError(f"lr must be positive, got {lr}")
         if weight_decay < 0:
             raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+        if weight_decay_end is not None and weight_decay_end < 0:
+            raise ValueError(f"weight_decay_end must not be negative, got {weight_decay_end}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is a share of the training, in [0, 1), got {warmup}")
         if schedule not in ("cosine", "step", "constant"):
@@ -72,6 +77,7 @@ class Optim:
             weight_decay,
             decay_all,
         )
+        self.weight_decay_end = weight_decay_end
         self.norm_bias_lr, self.schedule, self.warmup = norm_bias_lr, schedule, warmup
         self.warmup_start, self.final, self.milestones = warmup_start, final, tuple(milestones)
         self.gamma, self.interval, self.constant = gamma, interval, tuple(constant)
@@ -106,7 +112,18 @@ class Optim:
             raise ValueError(f"{type(module).__name__} has no parameters to train")
         optimizer = self.optimizer(groups)
         schedule = LambdaLR(optimizer, factors)
+        if self.weight_decay_end is not None:
+            optimizer.register_step_pre_hook(self._mover(schedule, steps, self.weight_decay_end))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _mover(self, schedule: LambdaLR, steps: int, end: float) -> Callable[..., None]:
+        def move(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            # A function of what checkpoints hold, as the hook itself is not saved.
+            decay = cosine(self.weight_decay, end, schedule.last_epoch / steps)
+            for group in optimizer.param_groups:
+                group["weight_decay"] = decay if group["adapt"] else 0.0
+
+        return move
 
     def _split(self, module: nn.Module) -> dict[tuple[bool, bool], list[nn.Parameter]]:
         """Trained parameters by (bias or norm, constant learning rate), in a fixed order."""
