@@ -22,7 +22,7 @@ from torchvision import models as zoo
 from unlabeled.backbones import load
 from unlabeled.backbones.alexnet import AlexNet
 from unlabeled.backbones.build import build
-from unlabeled.backbones.library import strip
+from unlabeled.backbones.library import strip, timm_settings
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.wrapped import Library
 
@@ -76,8 +76,8 @@ def write(backbone: nn.Module, format: str, file: Path, size: int | None = None)
     if differences:
         return f"{format}'s key names, but it does not fit its {name}: {', '.join(differences)}"
     note = f"fits {format}'s {name}, all but its classifier; same outputs"
-    if isinstance(backbone, Library) and backbone.config.get("image_size"):
-        note += f"; made with img_size={backbone.config['image_size']}"
+    if isinstance(backbone, Library) and (settings := timm_settings(backbone.config)):
+        note += "; made with " + ", ".join(f"{key}={value}" for key, value in settings.items())
     if isinstance(backbone, Library) and backbone.converts:
         note += "; takes images in that model's own normalisation"
     return note
@@ -119,8 +119,8 @@ def _verify(backbone: nn.Module, state: dict[str, Tensor], library: str, name: s
     if library == "timm":
         import timm
 
-        side = backbone.config.get("image_size") if isinstance(backbone, Library) else None
-        plain: Any = timm.create_model(name, **({"img_size": side} if side else {}))
+        config: Any = backbone.config if isinstance(backbone, Library) else {}
+        plain: Any = timm.create_model(name, **timm_settings(config))
         result = _fill(plain, state, name)
         plain.reset_classifier(0)
     else:

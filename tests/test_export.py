@@ -70,6 +70,10 @@ def test_models_of_a_library_go_back_to_it(export, tmp_path, capsys):
     vit = timm("vit_tiny_patch16_224", image_size=32)
     assert export.main([run_folder(tmp_path / "vit", vit), "--format", "timm"]) == 0
     assert "img_size=32; takes images in that model's own normalisation" in capsys.readouterr().out
+    small = timm("vit_tiny_patch16_224", image_size=32, patch_size=4, dynamic=True)
+    assert export.main([run_folder(tmp_path / "small", small), "--format", "timm"]) == 0
+    said = "made with img_size=32, patch_size=4, dynamic_img_size=True"
+    assert said in capsys.readouterr().out
     squeeze = torchvision("squeezenet1_1")
     run = run_folder(tmp_path / "squeeze", squeeze)
     assert export.main([run, "--format", "torchvision"]) == 0

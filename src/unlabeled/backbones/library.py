@@ -1,5 +1,6 @@
 """Any model of torchvision or timm by name, without its classifier."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -52,7 +53,13 @@ def torchvision(name: str, *, weights: str | None = None, logits: bool = False) 
 
 
 def timm(
-    name: str, *, pretrained: bool = False, image_size: int | None = None, logits: bool = False
+    name: str,
+    *,
+    pretrained: bool = False,
+    image_size: int | None = None,
+    patch_size: int | None = None,
+    dynamic: bool = False,
+    logits: bool = False,
 ) -> Library:
     """A model of timm without its classifier.
 
@@ -62,6 +69,9 @@ def timm(
         pretrained: downloads its weights.
         image_size: side in pixels, for models of a fixed image size (vision transformers);
             none: the model's own.
+        patch_size: side of a vision transformer's patches in pixels; none: the model's own.
+        dynamic: a vision transformer that takes images of any multiple of its patch size, with
+            its positional embeddings interpolated to them (multi-crop).
         logits: keep the classifier: the features are logits of the classes it was trained for.
     """
     import timm as library  # slow, and only models of timm need it
@@ -69,13 +79,18 @@ def timm(
     if not library.is_model(name):
         raise ValueError(_unknown("timm model", name, library.list_models()))
     given: dict[str, Any] = {} if logits else {"num_classes": 0}
-    given |= {} if image_size is None else {"img_size": image_size}
+    sized = {"image_size": image_size, "patch_size": patch_size, "dynamic": dynamic or None}
+    sized = {key: value for key, value in sized.items() if value is not None}
+    given |= timm_settings(sized)
     try:
         model: Any = library.create_model(name, pretrained=pretrained, **given)
     except TypeError as error:
-        if image_size is None or "img_size" not in str(error):
+        odd = [key for key in sized if next(iter(timm_settings({key: 0}))) in str(error)]
+        if not odd:
             raise
-        raise ValueError(f"{name} takes images of any size: leave out image_size") from error
+        raise ValueError(
+            f"{name} is no vision transformer, and takes images of any size: leave out {odd[0]}"
+        ) from error
     except OSError as error:
         raise ValueError(_offline(f"{name} pretrained=true", error)) from error
     except RuntimeError as error:  # a tag or weights that timm does not have
@@ -89,8 +104,14 @@ def timm(
         size=image_size or own["input_size"][-1],
         mean=tuple(own["mean"]),
         std=tuple(own["std"]),
-        config=config | {"image_size": image_size},
+        config={**config, "image_size": image_size, **sized},
     )
+
+
+def timm_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `timm.create_model` calls the settings that concern the size of images."""
+    names = {"image_size": "img_size", "patch_size": "patch_size", "dynamic": "dynamic_img_size"}
+    return {names[k]: v for k, v in config.items() if k in names and v is not None}
 
 
 def strip(model: nn.Module) -> nn.Module:
