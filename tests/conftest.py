@@ -39,6 +39,7 @@ OWN = {
     "deepcluster": ["method.clusters=5", "method.every_n_epochs=1"],
     "deepcluster_v2": ["method.prototypes=12"],
     "demo": ["method.clusters=5"],
+    "dino": ["method.outputs=12", "method.hidden=16", "method.bottleneck=8"],
     "jigsaw": ["method.augment.permutations=10"],
 }
 

@@ -46,6 +46,7 @@ SMALL_CROPS = {
     "pirl": ["decode.parts.image.size=16", "decode.parts.jigsaw.size=27"],
     "jigsaw": ["decode.size=27", "decode.resize=28"],
 }
+SMALL_CROPS["multicrop_dino"] = SMALL_CROPS["multicrop"]
 SMALL_TILES = {
     "jigsaw": ["method.augment.permutations=5", "method.augment.tile=8"],
     "pirl": ["method.augment.tile=8"],
@@ -57,6 +58,10 @@ METHOD = {
     "clusterfit": ["method.source.path=SOURCE", "method.clusters=4"],
     "deepcluster": ["method.clusters=4", "method.hidden=[8]"],
     "deepcluster_v2": [*SMALL_CROPS["multicrop"], "method.prototypes=6", "method.hidden=16"],
+    "dino": [
+        *SMALL_CROPS["multicrop"],
+        *("method.outputs=8", "method.hidden=16", "method.bottleneck=8", "method.drop_path=0"),
+    ],
     "distillation": ["method.teacher.path=TEACHER"],
     "jigsaw": [*SMALL_CROPS["jigsaw"], *SMALL_TILES["jigsaw"], "method.dim=8"],
     "moco": ["method.queue=16"],
@@ -88,13 +93,13 @@ BACKBONE["alexnet_bn"] = BACKBONE["sobel_alexnet"] = BACKBONE["alexnet"]
 BACKBONE["classifier"] = ["backbone.path=TEACHER"]
 AUGMENT = {  # the method that takes it, where it is not one of two views
     **dict.fromkeys(["clusterfit", "mild_single", "none", "single", "supervised"], "supervised"),
-    **{name: name for name in ("jigsaw", "pirl", "rotation", "swav")},
+    **{name: name for name in ("dino", "jigsaw", "pirl", "rotation", "swav")},
     "jigsaw_small": "jigsaw",
     **{name: name for name in ("npid", "pirl_mlp", "pirl_rotation")},
 }
 DECODE = {"center": "supervised", "one": "supervised", "jigsaw": "jigsaw", "pirl": "pirl"}
 DECODE |= {"mild": "supervised", "multicrop": "swav", "two": "simclr", "npid": "npid"}
-DECODE |= {"moco": "simclr", "seer": "seer"}
+DECODE |= {"moco": "simclr", "seer": "seer", "multicrop_dino": "dino"}
 DATA = ["data.batch_size=4", "data.limit=8", "data.workers=0"]  # all else as the file says
 
 

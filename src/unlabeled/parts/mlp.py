@@ -16,8 +16,9 @@ def mlp(
     norm: str = "batch",
     last_norm: bool = False,
     last_affine: bool = True,
+    activation: str = "relu",
 ) -> nn.Sequential:
-    """Linear layers widths[0] -> ... -> widths[-1] with norm and ReLU between them.
+    """Linear layers widths[0] -> ... -> widths[-1] with norm and activation between them.
 
     Args:
         widths: of the input, every hidden layer, and the output.
@@ -26,6 +27,7 @@ def mlp(
         norm: "batch", "sync" or "none", after every hidden layer.
         last_norm: a norm after the last layer too.
         last_affine: whether that last norm has scale and shift.
+        activation: "relu" or "gelu".
     """
     if len(widths) < 2:
         raise ValueError(f"a head needs an input and an output width, got {widths}")
@@ -37,8 +39,16 @@ def mlp(
         if last and last_norm:
             layers.append(_norm(norm, following, affine=last_affine))
         elif not last:
-            layers += [_norm(norm, following, affine=True), nn.ReLU(inplace=True)]
+            layers += [_norm(norm, following, affine=True), _activation(activation)]
     return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))
+
+
+def _activation(kind: str) -> nn.Module:
+    if kind == "relu":
+        return nn.ReLU(inplace=True)
+    if kind == "gelu":
+        return nn.GELU()
+    raise ValueError(f"activation must be relu or gelu, got {kind!r}")
 
 
 def _norm(kind: str, width: int, *, affine: bool) -> nn.Module:
