@@ -139,7 +139,7 @@ def test_a_resumed_run_does_not_cluster_again(tiny, tmp_path, monkeypatch):
 # sources
 
 
-SMALL = ["backbone.width=8", "trainer=cpu", "trainer.precision=32-true", "callbacks=none"]
+SMALL = ["backbone.width=16", "trainer=cpu", "trainer.precision=32-true", "callbacks=none"]
 SMALL += ["evals=none", "baselines=false", "data.batch_size=8", "trainer.max_steps=2"]
 
 

@@ -480,7 +480,7 @@ def test_processes_cluster_as_one_does(world):
 @pytest.mark.xdist_group("ddp")
 def test_a_run_in_two_processes_is_the_run_in_one(tmp_path):
     lines = ["method=deepcluster", "method.hidden=[]", "method.clusters=5", "trainer=ddp"]
-    lines += ["backbone.width=8", "backbone.norm=sync", "data.batch_size=16", "data.limit=64"]
+    lines += ["backbone.width=16", "backbone.norm=sync", "data.batch_size=16", "data.limit=64"]
     lines += ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=1"]
     lines += ["callbacks=none", "evals=none", "baselines=false"]
     states = []

@@ -182,7 +182,7 @@ def test_library_models_keep_their_logits():
 
 
 def test_a_librarys_classifier_teaches_its_own_classes(tiny, compose):
-    lines = ["method=distillation", "backbone@method.teacher=timm", "backbone.width=8"]
+    lines = ["method=distillation", "backbone@method.teacher=timm", "backbone.width=16"]
     lines += ["method.teacher.name=test_resnet"]
     method = instantiate(compose(*lines, "method.teacher.logits=true").method)
     method.prepare(64, 10)

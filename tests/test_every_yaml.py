@@ -29,7 +29,7 @@ SMALLEST = [
     "data.batch_size=8",
     "data.workers=0",
     "backbone=resnet18_tiny",
-    "backbone.width=8",
+    "backbone.width=16",
     "trainer=cpu",
     "trainer.precision=32-true",
     "trainer.max_steps=2",
@@ -118,7 +118,7 @@ def overrides(name: str) -> list[str]:
         small = [s for s in SMALLEST if not s.startswith(("data=", "data.root="))]
         return [f"experiment={option}", *small, *CIFAR.get(method, []), "trainer.devices=1"]
     if group == "method":
-        small = [s for s in SMALLEST if s != "backbone.width=8" or option != "none"]
+        small = [s for s in SMALLEST if s != "backbone.width=16" or option != "none"]
         return [*small, *chosen(option)]
     if group == "augment":
         method = AUGMENT.get(option, "simclr")
@@ -128,7 +128,7 @@ def overrides(name: str) -> list[str]:
         method = DECODE[option]
         return [*SMALLEST, *chosen(method), f"decode={option}", *SMALL_CROPS.get(option, [])]
     if group == "backbone":
-        small = [s for s in SMALLEST if s != "backbone.width=8"]
+        small = [s for s in SMALLEST if s != "backbone.width=16"]
         return [*small, f"backbone={option}", *BACKBONE.get(option, []), "data.batch_size=4"]
     if group == "data":
         # oneDNN crashes on 8 channels in channels_last at 224 pixels: the backbone's own width
@@ -191,7 +191,7 @@ def trained(tmp_path_factory):
     """A checkpoint with the weights of a tiny network."""
     from unlabeled.backbones.resnet import ResNet
 
-    net = ResNet(depth=18, width=8, stem="small")
+    net = ResNet(depth=18, width=16, stem="small")
     state = {f"backbone.{key}": value for key, value in net.state_dict().items()}
     path = tmp_path_factory.mktemp("trained") / "last.ckpt"
     torch.save({"state_dict": state, "backbone_config": net.config}, path)

@@ -207,7 +207,7 @@ def made_small(command: str) -> list[str] | None:
     if not any(w.startswith(("data=", "experiment=")) for w in words):
         small += TREE
     if not any(w.startswith(("backbone=", "method=none")) for w in words):
-        small.append("backbone.width=8")
+        small.append("backbone.width=16")
     if not any(re.match("method=|experiment=", w) for w in words):
         small += ["method=simclr", "method.hidden=16"]
     if "method=clusterfit" in words:
@@ -245,7 +245,7 @@ def reader(tmp_path_factory):
             *SMALL,
             *TREE,
             "method=simclr",
-            "backbone.width=8",
+            "backbone.width=16",
             "evals=none",
             "hydra.run.dir=outputs/demo",
         )
