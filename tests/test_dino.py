@@ -154,7 +154,7 @@ def test_global_crops_meet_their_own_places_when_sizes_are_grouped(tiny):
     method, *rest = tiny("dino")
     batch = batch_of(method, *rest)
     sizes = [v.shape[-1] for v in batch["views"]]
-    assert sizes == [32, 32, 20, 20]
+    assert sizes == [32, 32, 16, 16]
     method.networks[0].eval(), method.networks[1].eval()
     method.head.eval(), method.teacher_head.eval()
     method._total_steps, method.warmup = 1, 0
@@ -175,7 +175,7 @@ def test_one_forward_per_resolution(tiny):
     for i, network in enumerate(method.networks):
         network.register_forward_pre_hook(lambda _, x, i=i: shapes[i].append(tuple(x[0].shape)))
     method.loss(batch)
-    assert shapes[0] == [(32, 3, 32, 32), (32, 3, 20, 20)]
+    assert shapes[0] == [(32, 3, 32, 32), (32, 3, 16, 16)]
     assert shapes[1] == [(32, 3, 32, 32)]  # global crops only
 
 
