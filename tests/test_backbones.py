@@ -512,3 +512,19 @@ def test_channels_last_and_bf16_reach_the_features():
     with torch.autocast("cpu", torch.bfloat16):
         half = model(x).float()
     assert F.cosine_similarity(half, model(x)).min() > 0.98
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_in_bf16_survive_maps_of_one_position(recompute):
+    torch.manual_seed(0)
+    exact = tiny(width=24, norm="none", stem_stride=2, checkpoint_activations=recompute)
+    exact = exact.to(memory_format=torch.channels_last)
+    x = torch.randn(64, 3, 8, 8).contiguous(memory_format=torch.channels_last)  # 1x1 from res4 on
+    grads = []
+    for enabled in (False, True):
+        exact.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = exact(x)
+        y.float().square().mean().backward()
+        grads.append(exact.layer4[0].conv1.weight.grad.clone())
+    assert F.cosine_similarity(*(g.flatten() for g in grads), dim=0) > 0.95

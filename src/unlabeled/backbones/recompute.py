@@ -30,8 +30,12 @@ def through(blocks: nn.Sequential, x: Tensor, *, recompute: bool) -> Tensor:
     """A stage's output. With `recompute`, only the inputs of its blocks are kept for backward.
 
     Nothing in a block may be random. Batch norm's running statistics move once, in the forward
-    pass.
+    pass. Maps of one position go through in float32 on a CPU: of a convolution with stride 2 over
+    such a map, torch 2.14's bfloat16 weight gradient is whatever lay in memory.
     """
+    if x.device.type == "cpu" and x.shape[-2:] == (1, 1) and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return through(blocks, x.float(), recompute=recompute)
     if not (recompute and torch.is_grad_enabled()):
         return blocks(x)
     for block in blocks:
