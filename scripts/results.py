@@ -71,7 +71,8 @@ def train(method: str, seed: int, args: argparse.Namespace) -> None:
         steps = max(TRIAL, round(60 * args.minutes / per_step))
         unlabeled(*common, f"seed={seed}", f"trainer.max_steps={steps}", f"hydra.run.dir={run}")
     RECORDS.mkdir(exist_ok=True)
-    record(method, seed).write_text(json.dumps(measured(run), indent=1) + "\n")
+    if not record(method, seed).exists():  # else this was a source's second training
+        record(method, seed).write_text(json.dumps(measured(run), indent=1) + "\n")
 
 
 def _settings(method: str, seed: int, args: argparse.Namespace) -> list[str]:
@@ -79,8 +80,8 @@ def _settings(method: str, seed: int, args: argparse.Namespace) -> list[str]:
     common += ["trainer.max_epochs=-1", *args.set]
     if method in SOURCES:
         source, key = SOURCES[method]
-        if not (folder(args.out, source, seed) / "status.json").exists():
-            train(source, seed, args)
+        if not (folder(args.out, source, seed) / "scores.json").exists():
+            train(source, seed, args)  # on another machine too: its weights are needed
         common.append(f"{key}={folder(args.out, source, seed)}")
     return common
 
