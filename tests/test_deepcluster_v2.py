@@ -316,3 +316,10 @@ def test_ignored_images_weigh_the_same_wherever_they_are(world):
     for found in on_processes(world, unequal):
         for name, value in alone.items():
             torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_an_epoch_that_met_fewer_images_than_prototypes_is_no_end(tiny):
+    method, data, trainer = tiny("deepcluster_v2", "data.limit=70", "method.prototypes=66")
+    trainer.fit(method, data)  # 64 of 70 images make whole batches
+    assert int(method.epoch) == 1
+    assert (method.labels >= 0).all()

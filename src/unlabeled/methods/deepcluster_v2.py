@@ -107,7 +107,7 @@ class DeepClusterV2(Method):
             with evaluating(g := nn.Sequential(self.backbone, self.projector)):
                 z = extract(g, dim, self.trainer.datamodule, self.device)  # type: ignore[attr-defined]
             self.memory.copy_(F.normalize(z, dim=1))
-        rows = self.met.nonzero().flatten()
+        rows = (self.met | (self.met.sum() < k)).nonzero().flatten()  # too few: stale ones too
         self.labels.fill_(IGNORED)
         for h in range(heads):
             z, seed = self.memory[h % 2, rows], seed_of(self.seed, "clusters", epoch, h)
