@@ -105,9 +105,11 @@ def test_views_of_one_resolution_share_a_forward():
 
 def test_kmeans_finds_separate_clusters_and_repeats_itself():
     centers = torch.eye(4) * 10
-    x = centers.repeat(25, 1) + 0.1 * torch.randn(100, 4)
-    found = kmeans(x, 4, iterations=20, seed=3).labels
-    assert torch.equal(found, kmeans(x, 4, iterations=20, seed=3).labels)
+    noise = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    x = centers.repeat(25, 1) + 0.1 * noise
+    # This seed starts in all four clusters; from two in one, k-means may stay where it is.
+    found = kmeans(x, 4, iterations=20, seed=0).labels
+    assert torch.equal(found, kmeans(x, 4, iterations=20, seed=0).labels)
     groups = found.view(25, 4)
     assert (groups == groups[0]).all()
     assert len(groups[0].unique()) == 4
