@@ -3,9 +3,9 @@
     python scripts/results.py              # runs what is missing, then prints the table
     python scripts/results.py --table      # prints what there is
 
-Each method first runs for about one pass over its images, which shows how many updates fit into
-the budget, and then trains for as many with its own schedule (experiment/cifar10/<method>), in
-one thread. What came of a run is kept in docs/results, and a run whose record exists is not
+Each method first runs for two passes over its images: the second shows what an update costs, the
+first what is done once (features of a source), and so how many updates fit into the budget. Then
+it trains for as many with its own schedule (experiment/cifar10/<method>), in one thread. What came of a run is kept in docs/results, and a run whose record exists is not
 repeated: the table continues where it stopped, on another machine too. To measure a method
 again, delete its record.
 """
@@ -28,7 +28,6 @@ SOURCES = {  # what a method starts from, and the key that names it
 }
 RECORDS = ROOT / "docs/results"
 KNN = "knn/k20_t0.07/top1"
-TRIAL = 64  # updates
 HEADER = """\
 | `method=` | images seen | CPU min | kNN | random | linear, final | random | linear, best stage \
 | random | seeds |
@@ -65,19 +64,32 @@ def train(method: str, seed: int, args: argparse.Namespace) -> None:
         common = _settings(method, seed, args)
         trial = args.out / "trials" / method
         if not (trial / "status.json").exists() or not status(trial).get("trained"):
-            short = [f"trainer.max_steps={TRIAL}", "evals=none", f"hydra.run.dir={trial}"]
-            unlabeled(*common, *short)
-        per_step = max(column(trial, "perf/cpu_seconds")) / TRIAL
-        steps = max(TRIAL, round(60 * args.minutes / per_step))
-        unlabeled(*common, f"seed={seed}", f"trainer.max_steps={steps}", f"hydra.run.dir={run}")
+            short = ["trainer.max_epochs=2", "evals=none", "callbacks.throughput.every_n_steps=1"]
+            unlabeled(*common, *short, f"hydra.run.dir={trial}")
+        steps = affordable(column(trial, "perf/cpu_seconds"), 60 * args.minutes)
+        long = ["trainer.max_epochs=-1", f"trainer.max_steps={steps}", f"hydra.run.dir={run}"]
+        unlabeled(*common, f"seed={seed}", *long)
     RECORDS.mkdir(exist_ok=True)
     if not record(method, seed).exists():  # else this was a source's second training
         record(method, seed).write_text(json.dumps(measured(run), indent=1) + "\n")
 
 
+def affordable(spent: list[float], budget: float) -> int:
+    """Updates that fit into a budget.
+
+    Args:
+        spent: CPU seconds until the end of every update of two passes over the images.
+        budget: CPU seconds.
+    """
+    half = len(spent) // 2  # what happens once per pass is in the second too
+    each = (spent[-1] - spent[half - 1]) / (len(spent) - half)
+    once = max(0.0, spent[half - 1] - half * each)
+    return max(half, round((budget - once) / each))
+
+
 def _settings(method: str, seed: int, args: argparse.Namespace) -> list[str]:
     common = [f"experiment=cifar10/{method}", f"data.limit={args.images}", "trainer=cpu"]
-    common += ["trainer.max_epochs=-1", *args.set]
+    common += args.set
     if method in SOURCES:
         source, key = SOURCES[method]
         if not (folder(args.out, source, seed) / "scores.json").exists():

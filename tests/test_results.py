@@ -36,3 +36,10 @@ def test_seeds_are_averaged_and_a_record_is_not_repeated(results, tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["results.py", "--methods", "simclr", "--seeds", "0", "1"])
     results.main()
     assert "42.0" in capsys.readouterr().out
+
+
+def test_the_budget_counts_once_what_is_done_once(results):
+    # 30 s of extraction before the first update, 2 s of clustering before each pass of 10 updates
+    spent = [30 + 2 * (1 + k // 10) + 0.5 * (k + 1) for k in range(20)]
+    assert results.affordable(spent, 240) == round((240 - 30) / 0.7)
+    assert results.affordable(spent, 1) == 10  # at least one pass
