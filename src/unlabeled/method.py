@@ -28,6 +28,7 @@ class Method(pl.LightningModule):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"crops", "index"})  # what `data` must give
+    pretext: ClassVar[bool] = False  # whether `measure` tells something: a task with an answer
 
     def __init__(self, backbone: nn.Module, augment: nn.Module, optim: Optim) -> None:
         super().__init__()
@@ -42,6 +43,7 @@ class Method(pl.LightningModule):
         self.started = False  # whether set-up is over
         self._total_steps = 1
         self._prepared = False
+        self._noted: dict[str, Tensor] | None = None  # while `measure` listens
 
     # What a paper fills in.
 
@@ -74,6 +76,17 @@ class Method(pl.LightningModule):
     def after_step(self) -> None:
         """Runs once after every optimizer update, however many batches it accumulated."""
 
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """What the report shows of the pretext task on images that were not learned from.
+
+        Args:
+            batch: augmented, with `views`; this module is in eval mode.
+
+        Returns:
+            Columns by title, (B, 3, h, w) each, floats in [0, 1]: a row is an image.
+        """
+        return {}
+
     # What a paper's file may use.
 
     @property
@@ -91,6 +104,13 @@ class Method(pl.LightningModule):
         """Random numbers of this step that are the same in every process (negatives)."""
         return Draws(self.seed, purpose, self.step)
 
+    def note(self, name: str, value: Tensor) -> None:
+        """Logs a number of this batch beside its loss: `train/accuracy`, `held_out/accuracy`."""
+        if self._noted is None:
+            self.log(f"train/{name}", value)
+        else:
+            self._noted[name] = value
+
     def watch(self, *, features: Tensor | None = None, embeddings: Tensor | None = None) -> None:
         """Shows callbacks what this step computed, detached.
 
@@ -100,6 +120,32 @@ class Method(pl.LightningModule):
         """
         given = {"features": features, "embeddings": embeddings}
         self.seen = {name: x.detach() for name, x in given.items() if x is not None}
+
+    # How callbacks look at images that are not learned from.
+
+    @torch.no_grad()
+    def augmented(self, batch: Batch, key: int) -> Batch:
+        """A batch of crops with its views and target; `key` fixes what is random."""
+        rows = dict(rows=len(batch["index"]), rank=dist.rank(), world=dist.world_size())
+        with torch.autocast(self.device.type, enabled=False):
+            return self.augment(batch, Draws(self.seed, "held_out", key, **rows))
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, key: int) -> dict[str, Tensor]:
+        """Terms of the loss, and what it notes, of an augmented batch; nothing is learned.
+
+        Args:
+            batch: of `augmented`.
+            key: stands for the step in what the loss draws.
+        """
+        training, step, seen = self.training, self.step, self.seen
+        self._noted, self.step = {}, -1 - key  # no step of the training
+        self.eval()
+        try:
+            return {**self.loss(batch), **self._noted}
+        finally:
+            self._noted, self.step, self.seen = None, step, seen
+            self.train(training)
 
     # Lightning hooks, in the order they run.
 

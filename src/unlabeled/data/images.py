@@ -15,7 +15,7 @@ from unlabeled.data.reading import MemoryRows, TrainingRows
 from unlabeled.data.sampler import Batches, Loader
 from unlabeled.data.splits import digest, divide
 from unlabeled.data.store import Store, cores
-from unlabeled.draws import Draws
+from unlabeled.draws import Draws, shuffled, subset
 
 Side = Literal["train", "test"]
 
@@ -126,6 +126,26 @@ class Images(pl.LightningDataModule):
         parts = [range(i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)]
         workers = self._workers() if len(parts) > 1 else 0  # one part is read sooner than forked
         return store.scan(split, parts, self.eval_decode, min(workers, len(parts)))
+
+    def unseen(self, count: int) -> Iterator[Batch]:
+        """Test images cut as training cuts them, this process's share of full batches.
+
+        Which images, balanced over classes and in random order, and their crops are fixed by
+        the seed.
+
+        Args:
+            count: about how many, at least one batch; all there are if these are fewer.
+        """
+        store = self._read()
+        here = store.split("test")
+        labels = None if here.labels is None else here.labels.tolist()
+        chosen = subset(labels, len(here), min(count, len(here)), self.seed, "unseen")
+        chosen = chosen[shuffled(len(chosen), self.seed, "unseen order")]
+        rank, world = self._place().values()
+        rows = max(1, min(self.batch_size, len(chosen)) // world)
+        wholes = chosen[: len(chosen) // (rows * world) * rows * world].view(-1, world, rows)
+        parts = wholes[:, rank].tolist()
+        return store.scan("test", parts, self.decode, min(self._workers(), len(parts) - 1))
 
     def has(self, split: Side) -> bool:
         """Whether there is such a split."""

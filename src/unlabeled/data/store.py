@@ -1,7 +1,7 @@
 """The images of a data module: its splits, and the pixels of those that live in memory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -81,8 +81,10 @@ class Store:
                 self._pixels[side] = pixels
         return self._pixels[side]
 
-    def scan(self, side: str, parts: list[range], decode: Decode, workers: int) -> Iterator[Batch]:
-        """The images of each part, decoded, as one batch."""
+    def scan(
+        self, side: str, parts: Sequence[Sequence[int]], decode: Decode, workers: int
+    ) -> Iterator[Batch]:
+        """The images at the positions of each part, decoded, as one batch."""
         split = self.split(side)
         if not self.in_memory(side):
             rows, report = PlainRows(split, decode), self.unreadable[side]
@@ -90,10 +92,10 @@ class Store:
             return
         pixels = self.pixels(side)
         for part in parts:
-            crops = decode.batched(
-                pixels[part.start : part.stop], Draws("plain", part.start, rows=len(part))
-            )
-            yield labelled(crops, torch.arange(part.start, part.stop), split.labels)
+            index = torch.tensor(part)
+            found = pixels[part.start : part.stop] if isinstance(part, range) else pixels[index]
+            crops = decode.batched(found, Draws("plain", part[0], rows=len(part)))
+            yield labelled(crops, index, split.labels)
 
 
 def cores() -> int:

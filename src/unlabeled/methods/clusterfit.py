@@ -92,7 +92,7 @@ class ClusterFit(Method):
         h = self.backbone(x)
         logits = self.head(h)
         self.watch(features=h)
-        self.log("train/accuracy", (logits.argmax(1) == target).float().mean())
+        self.note("accuracy", (logits.argmax(1) == target).float().mean())
         return {"clusters": F.cross_entropy(logits.float(), target)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

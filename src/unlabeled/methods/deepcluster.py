@@ -119,7 +119,7 @@ class DeepCluster(Method):
         g = self.hidden(h, self.draws("dropout", len(x)))
         logits = self.head(F.relu(g) if len(self.hidden.layers) else g)
         self.watch(features=h)
-        self.log("train/accuracy", (logits.argmax(1) == target).float().mean())
+        self.note("accuracy", (logits.argmax(1) == target).float().mean())
         self.log_dict({"train/nmi": self.labels.nmi, "train/largest": self.labels.largest})
         return {"clusters": F.cross_entropy(logits.float(), target)}
 

@@ -123,7 +123,7 @@ class DeepClusterV2(Method):
         y = self.labels[:, index]
         self.watch(features=h[0], embeddings=z[0])
         nearest = (z[0].detach() @ self.prototypes[0].T).argmax(1)
-        self.log("train/accuracy", (nearest == y[0]).float().mean())
+        self.note("accuracy", (nearest == y[0]).float().mean())
         index, large = gather(index), gather(torch.stack(z[:2], 1).detach())
         self.memory.index_copy_(1, index, large.transpose(0, 1).to(self.memory.dtype))
         self.met.index_fill_(0, index, True)

@@ -123,7 +123,7 @@ class Distillation(Method):
             with torch.no_grad():
                 t = self.teacher.network(x)
             soft, answer = distillation_loss(s, t, self.temperature), t.argmax(1)
-        self.log("train/accuracy", (s.argmax(1) == answer).float().mean())
+        self.note("accuracy", (s.argmax(1) == answer).float().mean())
         terms = {"soft": (1 - self.alpha) * soft}
         if self.alpha:
             terms["hard"] = self.alpha * F.cross_entropy(s.float(), batch["label"])

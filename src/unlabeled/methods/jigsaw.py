@@ -10,7 +10,7 @@ g, shared by the tiles, is a linear layer with batch norm and ReLU. The permutat
 of the augmentation, so that a checkpoint brings the answers back with the questions.
 """
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Jigsaw(Method):
         dim: width of g, per tile.
     """
 
+    pretext: ClassVar[bool] = True
+
     def __init__(
         self, backbone: nn.Module, augment: nn.Module, optim: Optim, *, dim: int = 1000
     ) -> None:
@@ -45,5 +47,5 @@ class Jigsaw(Method):
         h = self.backbone(tiles.flatten(0, 1))  # BT D
         logits = self.head(self.tile_head(h).view(len(tiles), -1))  # B P
         self.watch(features=h.view(len(tiles), -1, h.shape[1]).mean(1))
-        self.log("train/accuracy", (logits.argmax(1) == target).float().mean())
+        self.note("accuracy", (logits.argmax(1) == target).float().mean())
         return {"jigsaw": F.cross_entropy(logits.float(), target)}

@@ -8,7 +8,7 @@ The augmentation flips first and rotates last, by transposition: after a flip, r
 270 degrees would be the same picture, and interpolation would give the answer away.
 """
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class Rotation(Method):
         optim: see `Method`.
     """
 
+    pretext: ClassVar[bool] = True
+
     def __init__(self, backbone: nn.Module, augment: nn.Module, optim: Optim) -> None:
         super().__init__(backbone, augment, optim)
         self.head = nn.Linear(self.feature_dim, 4)
@@ -36,5 +38,5 @@ class Rotation(Method):
         h = self.backbone(x)
         logits = self.head(h)
         self.watch(features=h[: len(batch["index"])])  # the first copy of every image
-        self.log("train/accuracy", (logits.argmax(1) == target).float().mean())
+        self.note("accuracy", (logits.argmax(1) == target).float().mean())
         return {"rotation": F.cross_entropy(logits.float(), target)}

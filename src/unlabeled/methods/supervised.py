@@ -68,6 +68,6 @@ class Supervised(Method):
         h = self.backbone(x)
         logits = self.head(h)
         self.watch(features=h)
-        self.log("train/accuracy", (logits.argmax(1) == label).float().mean())
+        self.note("accuracy", (logits.argmax(1) == label).float().mean())
         loss = F.cross_entropy(logits.float(), label, label_smoothing=self.label_smoothing)
         return {"classes": loss}

@@ -54,6 +54,12 @@ def hit_rate(found: list[Query]) -> float | None:
     return sum(marks) / len(marks) if marks else None
 
 
+def samples(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, list[str]]]:
+    """(title, data URIs) of every column of figures/samples.npz: a row is an image."""
+    titles = [str(t) for t in arrays["titles"]]
+    return [(t, [_uri(image) for image in arrays[f"column{i}"]]) for i, t in enumerate(titles)]
+
+
 def legend(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
     """(name, CSS class) of the classes of a map; those beyond the palette share one entry."""
     shown, others = _classes(arrays)

@@ -28,6 +28,7 @@ class Run:
     status: dict[str, Any]
     neighbours: Mapping[str, np.ndarray] | None
     embedding: Mapping[str, np.ndarray] | None
+    samples: Mapping[str, np.ndarray] | None
 
     def get(self, path: str) -> Any:
         """The config's value at a dotted path, or None."""
@@ -66,6 +67,7 @@ def read(folder: Path) -> Run:
         status=_json(folder / "status.json"),
         neighbours=_arrays(folder / "figures/neighbours.npz"),
         embedding=_arrays(folder / "figures/embedding.npz"),
+        samples=_arrays(folder / "figures/samples.npz"),
     )
 
 
