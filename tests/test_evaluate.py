@@ -13,7 +13,7 @@ from torch import nn
 from unlabeled.batch import denormalize, normalize
 from unlabeled.draws import shuffled
 from unlabeled.evaluate.accuracy import label_rank
-from unlabeled.evaluate.contract import FINAL, Features, Request, Shapes
+from unlabeled.evaluate.contract import FINAL, Features, Request, Result, Shapes
 from unlabeled.evaluate.figures import embedding, final, neighbours
 from unlabeled.evaluate.frozen import checksum, frozen
 from unlabeled.evaluate.heads import Recipe, Setting, norm_of, side_by_side, train
@@ -501,7 +501,7 @@ def run(tmp_path, data, evals=None, **kwargs):
     backbone, random = Net(), Net()
     kwargs = {"random_backbone": random, "seed": 3, "epoch": 7, "out": tmp_path} | kwargs
     evals = evals or {"knn": KNN(k=[1, 5]), "linear": Linear(lrs=[0.1], epochs=20)}
-    return evaluate(evals, backbone=backbone, data=data, **kwargs)
+    return evaluate(evals, data=data, **{"backbone": backbone} | kwargs)
 
 
 def test_separable_images_score_everything_right(tmp_path):
@@ -697,3 +697,44 @@ def test_embedding_keeps_classes_together():
     again = embedding(x, y, classes=["a", "b", "c"], limit=90, seed=1)
     assert np.array_equal(again["xy"], arrays["xy"])
     assert (embedding(x[:5], None)["label"] == -1).all()
+
+
+class Tunes:
+    """Trains its copy of the backbone to nothing, and reads no labels."""
+
+    data = None
+    splits = frozenset({"test"})
+    needs_labels = False
+
+    def __init__(self):
+        self.seen = []
+
+    def tune(self, subject):
+        before = [p.detach().clone() for p in subject.backbone.parameters()]
+        with torch.no_grad():
+            for p in subject.backbone.parameters():
+                p.zero_()
+        subject.progress("tuning", 1, 1)
+        self.seen.append(before)
+        value = float(before[0].abs().sum())
+        own = {"protocol": "test", "stage": "final", "hyperparameters": {}, "selection": "none"}
+        return Result({"size": value}, {"size": own | {"n": 1, "ci95": None}}, {})
+
+
+def test_an_evaluation_that_trains_gets_a_copy_and_its_baseline(tmp_path):
+    torch.manual_seed(0)
+    backbone, random = Net(), Net()
+    weights = [p.detach().clone() for p in backbone.parameters()]
+    data, tunes = Fake(), Tunes()
+    data.y = dict.fromkeys(data.y)  # no labels
+    evals = {"tunes": tunes, "knn": KNN(k=[1])}
+    scores = run(tmp_path, data, evals, backbone=backbone, random_backbone=random)
+    assert set(scores.values) == {"tunes/size", "baseline/random/tunes/size"}
+    assert set(scores.skipped) == {"knn"}
+    assert scores.finished == ["tunes"]
+    assert all(map(torch.equal, weights, backbone.parameters()))
+    assert all(map(torch.equal, tunes.seen[0], weights))
+    assert all(map(torch.equal, tunes.seen[1], random.parameters()))
+    details = scores.details["tunes/size"]
+    assert details["baselines"] == {"random": scores.values["baseline/random/tunes/size"]}
+    assert data.scanned == 0  # nothing frozen was asked for

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlabeled.batch import Batch
 
@@ -83,8 +83,36 @@ class Result:
     per_image: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A backbone that an evaluation may train, and what it trains it on."""
+
+    backbone: nn.Module  # a copy of its own, on the device
+    data: Any  # the whole data module: `Data`, and whatever else its images allow
+    seed: int
+    device: torch.device
+    progress: Progress
+
+
+class Tuned(Protocol):
+    """An evaluation that trains the backbone itself, or needs more of it than pooled maps.
+
+    It runs in every process, on the backbone and on its random twin; raw pixels have none.
+    """
+
+    data: Data | None  # its own data module, or the run's
+    splits: frozenset[str]  # the splits it reads, of "train" and "test"
+
+    def tune(self, subject: Subject) -> Result:
+        """Trains and scores the subject; the first process's result counts."""
+        ...
+
+
 class Evaluation(Protocol):
-    """Settings in, one call, scores out."""
+    """Settings in, one call, scores out: an evaluation of frozen features.
+
+    It may say `needs_labels = False` where it reads none.
+    """
 
     data: Data | None  # its own data module, or the run's
     splits: frozenset[str]  # the splits it reads, of "train" and "test"

@@ -1,8 +1,9 @@
 """Runs any set of evaluations on one backbone, with the baselines beside it."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from unlabeled.evaluate.contract import (
     Request,
     Result,
     Shapes,
+    Subject,
+    Tuned,
 )
 from unlabeled.evaluate.intervals import bootstrap
 from unlabeled.evaluate.pixels import Pixels
@@ -24,7 +27,7 @@ from unlabeled.evaluate.store import FeatureStore, shapes_of
 
 
 def evaluate(
-    evals: Mapping[str, Evaluation],
+    evals: Mapping[str, Evaluation | Tuned],
     *,
     backbone: nn.Module,
     data: Any,
@@ -68,7 +71,10 @@ def evaluate(
             scores.skipped[name] = reason
         else:
             sources[name] = source
-    chosen = {name: evals[name] for name in sources}
+    able = {name: evaluation for name, evaluation in evals.items() if name in sources}
+    tuned = {name: cast(Tuned, e) for name, e in able.items() if _trains(e)}
+    chosen = {name: cast(Evaluation, e) for name, e in able.items() if not _trains(e)}
+    frozen_sources = {name: sources[name] for name in chosen}
     trunks = {"": backbone}
     if random_backbone is not None:
         trunks["baseline/random/"] = random_backbone
@@ -76,14 +82,21 @@ def evaluate(
         trunks["baseline/pixels/"] = Pixels()
     store = FeatureStore(out / "features", dtype=dtype)
     features = {
-        prefix: _extract(store, trunk, chosen, sources, seed, device, progress, prefix)
+        prefix: _extract(store, trunk, chosen, frozen_sources, seed, device, progress, prefix)
         for prefix, trunk in trunks.items()
     }
-    if dist.rank() == 0:  # heads train once, and nobody waits for them
-        results = {
-            prefix: {name: chosen[name](given) for name, given in of_trunk.items()}
-            for prefix, of_trunk in features.items()
+    results: dict[str, dict[str, Result]] = {
+        prefix: {
+            name: evaluation.tune(_subject(trunk, sources[name], seed, device, progress, prefix))
+            for name, evaluation in tuned.items()
         }
+        for prefix, trunk in trunks.items()
+        if not isinstance(trunk, Pixels)
+    }
+    if dist.rank() == 0:  # heads train once, and nobody waits for them
+        for prefix, of_trunk in features.items():
+            answers = {name: chosen[name](given) for name, given in of_trunk.items()}
+            results[prefix] = {**answers, **results.get(prefix, {})}
         for prefix, of_trunk in results.items():
             for name, result in of_trunk.items():
                 common = {
@@ -94,14 +107,40 @@ def evaluate(
                 others = {
                     other.split("/")[1]: baseline[name]
                     for other, baseline in results.items()
-                    if other and not prefix
+                    if other and not prefix and name in baseline
                 }
                 _add(scores, f"{prefix}{name}/", result, others, common)
-    scores.finished = list(chosen)
+    scores.finished = [*chosen, *tuned]
     return scores
 
 
-def obstacle(evaluation: Evaluation, data: Any) -> str | None:
+def _trains(evaluation: Evaluation | Tuned) -> bool:
+    return hasattr(evaluation, "tune")
+
+
+def _subject(
+    trunk: nn.Module,
+    data: Any,
+    seed: int,
+    device: torch.device | str,
+    progress: Progress | None,
+    prefix: str,
+) -> Subject:
+    what = _what(prefix)
+
+    def shown(text: str, done: int, of: int) -> None:
+        if progress:
+            progress(f"{text} of {what}", done, of)
+
+    own = copy.deepcopy(trunk).to(device)
+    return Subject(own, data, seed, torch.device(device), shown)
+
+
+def _what(prefix: str) -> str:
+    return prefix.removeprefix("baseline/").rstrip("/") or "backbone"
+
+
+def obstacle(evaluation: Evaluation | Tuned, data: Any) -> str | None:
     """Why an evaluation cannot run on these data, if it cannot."""
     if evaluation.data is not None:
         try:
@@ -111,7 +150,7 @@ def obstacle(evaluation: Evaluation, data: Any) -> str | None:
     for split in sorted(evaluation.splits, reverse=True):  # "train" first
         if not data.has(split):
             return f"the data have no {split} split"
-        if data.labels(split) is None:
+        if getattr(evaluation, "needs_labels", True) and data.labels(split) is None:
             return f"the images of the {split} split have no labels"
     return None
 
@@ -127,7 +166,7 @@ def _extract(
     prefix: str,
 ) -> dict[str, Features]:
     """What each evaluation asked for, from one pass over each split of each data module."""
-    what = prefix.removeprefix("baseline/").rstrip("/") or "backbone"
+    what = _what(prefix)
 
     def shown(text: str, done: int, of: int) -> None:
         if progress:
@@ -152,8 +191,9 @@ def _extract(
                 device=device,
                 progress=shown,
             )
-            labels[split] = data.labels(split)
-        most = max(int(y.max()) + 1 for y in labels.values())
+            if (known := data.labels(split)) is not None:
+                labels[split] = known
+        most = max((int(y.max()) + 1 for y in labels.values()), default=0)
         together = Features(
             splits=splits,
             labels=labels,
