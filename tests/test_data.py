@@ -527,3 +527,38 @@ def test_readers_satisfy_what_loaders_ask():
     """A loader's keys survive as they are: `Batches` gives tuples, not tensors."""
     keys = next(iter(sampler.Batches(8, 4, 0, position=lambda: 0)))
     assert [type(x) for x in keys[0]] == [int, int, int]
+
+
+@pytest.mark.parametrize("tier", ["memory", "folder"])
+def test_images_are_cut_by_position_and_key(tmp_path, tier):
+    for i in range(8):
+        write(tmp_path / f"train/{'ab'[i % 2]}/{i}.png", i)
+        write(tmp_path / f"test/{'ab'[i % 2]}/{i}.png", i + 50)
+    center = Center(size=8)
+    data = Images(
+        root=str(tmp_path),
+        layout=Folder(),
+        decode=Crops(size=8),
+        eval_decode=center,
+        batch_size=4,
+        tier=tier,
+        size=16,
+        workers=0,
+    )
+    data.setup()
+    parts = [[5, 1], [7, 0, 2]]
+    batches = list(data.cut("train", parts, center))
+    assert [b["index"].tolist() for b in batches] == parts
+    assert [b["label"].tolist() for b in batches] == [
+        data.labels("train")[torch.tensor(part)].tolist() for part in parts
+    ]
+    whole = next(iter(data.scan("train", batch_size=8)))["crops"][0]
+    for batch in batches:
+        assert torch.equal(batch["crops"][0], whole[batch["index"]])
+    crops = Crops(size=8)
+    first, again, other = (
+        torch.cat([b["crops"][0] for b in data.cut("train", parts, crops, "x", epoch)])
+        for epoch in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -1,6 +1,6 @@
 """The data module of images: any layout, from files or from memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -127,6 +127,23 @@ class Images(pl.LightningDataModule):
         workers = self._workers() if len(parts) > 1 else 0  # one part is read sooner than forked
         return store.scan(split, parts, self.eval_decode, min(workers, len(parts)))
 
+    def cut(
+        self, split: Side, parts: Sequence[Sequence[int]], decode: Decode, *key: int | str
+    ) -> Iterator[Batch]:
+        """Batches of the images at given positions, cut by any decode: to train an evaluation.
+
+        Args:
+            split: "train" or "test".
+            parts: positions of every batch.
+            decode: how each image is cut.
+            key: fixes what is random in it, e.g. ("finetune", seed, epoch); the same for every
+                number of workers, but not across tiers.
+        """
+        workers = min(
+            self._workers(), max(0, len(parts) - 1)
+        )  # one part is read sooner than forked
+        return self._read().scan(split, parts, decode, workers, key)
+
     def unseen(self, count: int) -> Iterator[Batch]:
         """Test images cut as training cuts them, this process's share of full batches.
 
@@ -145,7 +162,7 @@ class Images(pl.LightningDataModule):
         rows = max(1, min(self.batch_size, len(chosen)) // world)
         wholes = chosen[: len(chosen) // (rows * world) * rows * world].view(-1, world, rows)
         parts = wholes[:, rank].tolist()
-        return store.scan("test", parts, self.decode, min(self._workers(), len(parts) - 1))
+        return self.cut("test", parts, self.decode, "plain")
 
     def has(self, split: Side) -> bool:
         """Whether there is such a split."""

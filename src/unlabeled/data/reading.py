@@ -95,17 +95,17 @@ class TrainingRows:
 
 
 class PlainRows:
-    """Positions to crops for evaluations. An unreadable image is grey and keeps its label."""
+    """Positions to crops, random ones by the key. An unreadable image is grey and keeps its label."""
 
-    def __init__(self, split: Split, decode: Decode) -> None:
-        self.split, self.decode = split, decode
+    def __init__(self, split: Split, decode: Decode, key: tuple[int | str, ...]) -> None:
+        self.split, self.decode, self.key = split, decode, key
 
     def __getitem__(self, positions: Sequence[int]) -> tuple[Batch, Bad]:
         bad: Bad = []
         crops = []
         for i in positions:
             image = _image(self.split, i, bad)
-            crops.append(self.decode(image, "plain", i))
+            crops.append(self.decode(image, *self.key, i))
         return labelled(_stacked(crops), torch.tensor(positions), self.split.labels), bad
 
 

@@ -13,7 +13,7 @@ from unlabeled.data.layouts import Layout
 from unlabeled.data.reading import PlainRows, Unreadable, labelled, load
 from unlabeled.data.sampler import Loader
 from unlabeled.data.splits import Array, Split
-from unlabeled.draws import Draws, subset
+from unlabeled.draws import Draws, Key, subset
 
 
 class Store:
@@ -82,19 +82,27 @@ class Store:
         return self._pixels[side]
 
     def scan(
-        self, side: str, parts: Sequence[Sequence[int]], decode: Decode, workers: int
+        self,
+        side: str,
+        parts: Sequence[Sequence[int]],
+        decode: Decode,
+        workers: int,
+        key: Key = ("plain",),
     ) -> Iterator[Batch]:
-        """The images at the positions of each part, decoded, as one batch."""
+        """The images at the positions of each part, decoded, as one batch.
+
+        `key` fixes what is random in their crops.
+        """
         split = self.split(side)
         if not self.in_memory(side):
-            rows, report = PlainRows(split, decode), self.unreadable[side]
+            rows, report = PlainRows(split, decode, key), self.unreadable[side]
             yield from Loader(rows, parts, workers=workers, report=report, persistent=False)
             return
         pixels = self.pixels(side)
         for part in parts:
             index = torch.tensor(part)
             found = pixels[part.start : part.stop] if isinstance(part, range) else pixels[index]
-            crops = decode.batched(found, Draws("plain", part[0], rows=len(part)))
+            crops = decode.batched(found, Draws(*key, part[0], rows=len(part)))
             yield labelled(crops, index, split.labels)
 
 
