@@ -1,8 +1,10 @@
 """Functions of tests on several gloo processes, beside the same function on one."""
 
-import io
 import socket
+import tempfile
 from collections.abc import Callable
+from multiprocessing import set_forkserver_preload
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,26 +13,33 @@ import torch.multiprocessing as mp
 
 from unlabeled.dist import world_size
 
+set_forkserver_preload(["torch", "pytorch_lightning", "unlabeled.method"])  # imported once
+
 
 def on_processes(world: int, function: Callable[[], Any]) -> list[Any]:
     """What a module's function returns in each of `world` processes, in order of rank."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        out = manager.dict()
-        mp.spawn(_process, (world, port, function, out), nprocs=world)
-        found = dict(out)
-    return [torch.load(io.BytesIO(found[rank])) for rank in range(world)]
+    with tempfile.TemporaryDirectory() as folder:
+        given = (world, port, function, folder)
+        mp.start_processes(_process, given, nprocs=world, start_method="forkserver")
+        return [torch.load(Path(folder, str(rank))) for rank in range(world)]
 
 
-def _process(rank: int, world: int, port: int, function: Callable[[], Any], out: Any) -> None:
+def _process(rank: int, world: int, port: int, function: Callable[[], Any], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    file = io.BytesIO()
-    torch.save(function(), file)
-    out[rank] = file.getvalue()
+    torch.save(function(), Path(folder, str(rank)))
     dist.destroy_process_group()
+
+
+def mean(x: torch.Tensor) -> torch.Tensor:
+    """The mean over processes, as DDP makes it of gradients."""
+    x = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x / world_size()
 
 
 def value_and_gradient(loss: Callable[..., torch.Tensor], w: torch.Tensor) -> dict[str, Any]:
@@ -39,9 +48,4 @@ def value_and_gradient(loss: Callable[..., torch.Tensor], w: torch.Tensor) -> di
     value = loss(w)
     value.backward()
     assert w.grad is not None
-    found = {"value": value.detach().clone(), "gradient": w.grad.clone()}
-    if world_size() > 1:
-        for x in found.values():
-            dist.all_reduce(x)
-            x /= world_size()
-    return found
+    return {"value": mean(value), "gradient": mean(w.grad)}
