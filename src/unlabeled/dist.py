@@ -1,5 +1,7 @@
 """The only file that talks to other processes. Alone, every function is the identity."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,18 +18,66 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def gather(x: Tensor) -> Tensor:
-    """Every process's rows (B, ...) as one tensor (W * B, ...) in order of rank, with gradients.
+def gather(x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+    """Every process's rows (B, ...) as one tensor in order of rank, with gradients.
 
     Its backward sums over processes and DDP then averages, so a loss of gathered tensors has
-    the same gradient on W processes as on one. B must be equal everywhere.
+    the same gradient on W processes as on one.
+
+    Args:
+        x: this process's share. Every process calls, one with no rows too; where one's x needs
+            a gradient, everyone's must.
+        rows: how many rows each process has, where these differ (`all_rows`, or what a sampler
+            knows). None: as many as here, as in training: the data give full batches only, of a
+            size that W divides.
+
+    Raises:
+        ValueError: rows are not those of this process, or, on CPUs, in every process, shares
+            differ without rows. (GPUs do not look: the host would wait.)
     """
-    return x if world_size() == 1 else _Gather.apply(x.contiguous())  # type: ignore[no-any-return]
+    if rows is not None and (len(rows) != world_size() or rows[rank()] != len(x)):
+        raise ValueError(
+            f"rows={list(rows)}, but process {rank()} of {world_size()} holds {len(x)}"
+        )
+    if world_size() == 1:
+        return x
+    if rows is None and x.device.type == "cpu":
+        found = all_rows(x)
+        if len(set(found)) > 1:
+            raise ValueError(f"processes hold {found} rows: pass rows=all_rows(x) to gather them")
+    rows = [len(x)] * world_size() if rows is None else list(rows)
+    return _Gather.apply(x, rows) if max(rows) else x  # type: ignore[no-any-return]
 
 
-def mine(x: Tensor) -> Tensor:
-    """This process's rows of a gathered tensor (W * B, ...)."""
-    return x.chunk(world_size())[rank()]
+def all_rows(x: Tensor) -> list[int]:
+    """How many rows every process's x has, in order of rank. On GPUs the host waits for it."""
+    if world_size() == 1:
+        return [len(x)]
+    here = torch.tensor([len(x)], device=x.device)
+    found = [torch.empty_like(here) for _ in range(world_size())]
+    dist.all_gather(found, here)
+    return torch.cat(found).tolist()
+
+
+def mine(x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+    """This process's rows of a gathered tensor.
+
+    Args:
+        x: (N, ...) of all processes.
+        rows: how many each process has, where these differ. None: N / W.
+
+    Raises:
+        ValueError: they do not add up to N, or W does not divide N.
+    """
+    if rows is None:
+        if len(x) % world_size():
+            raise ValueError(
+                f"{len(x)} rows do not divide among {world_size()} processes: pass the rows of each"
+            )
+        rows = [len(x) // world_size()] * world_size()
+    if len(rows) != world_size() or sum(rows) != len(x):
+        raise ValueError(f"rows={list(rows)} are not the {len(x)} of {world_size()} processes")
+    return x.split(list(rows))[rank()]
 
 
 def reduce_sum(x: Tensor) -> Tensor:
@@ -51,16 +101,20 @@ def barrier() -> None:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        rows = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(rows, x)
-        return torch.cat(rows)
+    def forward(ctx, x: Tensor, rows: list[int]) -> Tensor:
+        ctx.rows, most = rows, max(rows)
+        if len(x) < most:  # processes exchange equally much
+            x = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in rows]
+        dist.all_gather(parts, x)
+        return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)])
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
-        return mine(grad)
+        return mine(grad, ctx.rows), None
 
 
 class _Sum(torch.autograd.Function):

@@ -5,6 +5,7 @@ index, a snapshot of the queue), so autograd never meets a tensor that has chang
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +42,14 @@ class Queue(nn.Module):
         return self.keys.clone()
 
     @torch.no_grad()
-    def push(self, keys: Tensor) -> None:
-        """Overwrites the oldest rows with the keys (B, dim) of every process."""
-        keys = gather(keys)[-len(self.keys) :].to(self.keys.dtype)
+    def push(self, keys: Tensor, rows: Sequence[int] | None = None) -> None:
+        """Overwrites the oldest rows with the keys (B, dim) of every process, in order of rank.
+
+        Args:
+            keys: this process's.
+            rows: how many each process has, where these differ: see `gather`.
+        """
+        keys = gather(keys, rows)[-len(self.keys) :].to(self.keys.dtype)
         place = (self.head + torch.arange(len(keys), device=keys.device)) % len(self.keys)
         self.keys.index_copy_(0, place, keys)
         self.head.add_(len(keys)).remainder_(len(self.keys))
@@ -83,8 +89,19 @@ class MemoryBank(nn.Module):
         return F.embedding(index, self.bank)
 
     @torch.no_grad()
-    def update(self, index: Tensor, z: Tensor) -> None:
-        """Moves the rows `index` (B,) towards the embeddings z (B, dim) of every process."""
-        index, z = gather(index), gather(z).to(self.bank.dtype)
-        mixed = torch.lerp(z, self.bank[index], self.momentum)
+    def update(self, index: Tensor, z: Tensor, rows: Sequence[int] | None = None) -> None:
+        """Moves the rows `index` (B,) towards the embeddings z (B, dim) of every process.
+
+        Of an image that is met twice, the last embedding in order of rank counts alone, so that
+        all processes keep the same bank.
+
+        Args:
+            index: of the images of this process.
+            z: their embeddings.
+            rows: how many each process has, where these differ: see `gather`.
+        """
+        index, z = gather(index, rows), gather(z, rows).to(self.bank.dtype)
+        ordered, order = index.sort(stable=True)
+        last = order[torch.searchsorted(ordered, index, right=True) - 1]  # of the same image
+        mixed = torch.lerp(z[last], self.bank[index], self.momentum)
         self.bank.index_copy_(0, index, F.normalize(mixed, dim=1))
