@@ -1,13 +1,11 @@
 """BYOL: its loss, its target, its momentum, and what is left without each of them."""
 
 import math
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from processes import mean, on_processes
 from test_moco import Flat
 from test_papers import batch_of
 from test_simsiam import four
@@ -296,8 +294,8 @@ def test_bad_values_are_named(bad, word):
 N, OPTIONS = 12, ({}, {"stop_gradient": False}, {"predictor": "none"}, {"joint": True})
 
 
-def step(share, options):
-    """Loss and gradient of a step on a share of the images."""
+def step(options):
+    """Loss and gradient of a step, each process with its share of the images."""
     torch.manual_seed(3)
     backbone = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
     backbone.dim = 8
@@ -305,39 +303,20 @@ def step(share, options):
     method = byol(backbone, hidden=8, dim=4, **given).double()
     generator = torch.Generator().manual_seed(0)
     views = torch.randn(2, N, 6, generator=generator, dtype=torch.float64)
-    loss = method.loss({"views": [share(view) for view in views]})["regression"]
+    loss = method.loss({"views": [mine(view) for view in views]})["regression"]
     loss.backward()
     trained = [p for p in method.parameters() if p.requires_grad]
-    return loss.detach(), torch.cat([p.grad.flatten() for p in trained])
+    return mean(loss), mean(torch.cat([p.grad.flatten() for p in trained]))
 
 
-def worker(process, world, port, out):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=process, world_size=world)
-    found = []
-    for options in OPTIONS:
-        loss, grad = step(mine, options)
-        dist.all_reduce(loss)
-        dist.all_reduce(grad)
-        found.append(((loss / world).item(), (grad / world).tolist()))
-    out[process] = found
-    dist.destroy_process_group()
+def steps():
+    return [step(options) for options in OPTIONS]
 
 
 @pytest.mark.ddp
 @pytest.mark.xdist_group("ddp")
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_equal_one_in_loss_and_gradient(world):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        out = manager.dict()
-        mp.spawn(worker, (world, port, out), nprocs=world)
-        found = dict(out)
-    for i, options in enumerate(OPTIONS):
-        loss, grad = step(lambda view: view, options)
-        for one in found.values():
-            assert one[i][0] == pytest.approx(loss.item(), rel=1e-9)
-            got = torch.tensor(one[i][1], dtype=torch.float64)
-            torch.testing.assert_close(got, grad, rtol=1e-6, atol=1e-9)
+    alone = steps()
+    for found in on_processes(world, steps):
+        torch.testing.assert_close(found, alone, rtol=1e-6, atol=1e-9)

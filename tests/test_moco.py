@@ -1,13 +1,11 @@
 """MoCo, both versions: keys, queue, momentum and shuffled batch norm, alone and on processes."""
 
 import math
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from processes import mean, on_processes
 from test_papers import batch_of
 from torch import nn
 
@@ -259,47 +257,29 @@ def shuffling(x):
     return method._keys(x), given[0]
 
 
-def worker(process, world, port, out):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=process, world_size=world)
-    rows = torch.arange(N * 2.0).view(N, 2)
-    back, given = shuffling(mine(rows))
+def shared():
+    """Both for this process's share of the images."""
+    back, given = shuffling(mine(torch.arange(N * 2.0).view(N, 2)))
     loss, grad, keys = two_steps(network(), [mine(view) for view in images()])
-    dist.all_reduce(grad)
-    dist.all_reduce(loss)
-    found = {"back": back, "given": given, "loss": loss / world, "grad": grad / world}
-    out[process] = {k: v.tolist() for k, v in {**found, "keys": keys}.items()}
-    dist.destroy_process_group()
-
-
-def run(world):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        out = manager.dict()
-        mp.spawn(worker, (world, port, out), nprocs=world)
-        return [out[i] for i in range(world)]
+    return {"back": back, "given": given, "steps": (mean(loss), mean(grad), keys)}
 
 
 @pytest.mark.ddp
 @pytest.mark.xdist_group("ddp")
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_shuffled_keys_on_processes_are_those_of_split_batch_norm(world):
-    found = run(world)
+    found = on_processes(world, shared)
     rows = torch.arange(N * 2.0).view(N, 2).tolist()
-    assert [row for one in found for row in one["back"]] == rows  # in order again
-    given = [row for one in found for row in one["given"]]
+    assert [row for one in found for row in one["back"].tolist()] == rows  # in order again
+    given = [row for one in found for row in one["given"].tolist()]
     assert given != rows
     assert sorted(given) == rows  # every image once
     if world > 1:  # and images that shared a process as queries are apart as keys
         share = N // world
-        assert any(row not in rows[:share] for row in found[0]["given"])
+        assert any(row not in rows[:share] for row in found[0]["given"].tolist())
     expected = two_steps(network(splits=world), images())
     for one in found:
-        for name, value in zip(("loss", "grad", "keys"), expected, strict=True):
-            got = torch.tensor(one[name], dtype=torch.float64)
-            torch.testing.assert_close(got, value, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(one["steps"], expected, rtol=1e-7, atol=1e-9)
 
 
 def test_shuffling_changes_the_statistics_of_keys_and_not_their_order():

@@ -1,15 +1,13 @@
 """Instance discrimination, its memory bank, and the losses that PIRL shares with it."""
 
 import math
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from processes import mean, on_processes
 from test_papers import batch_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -362,56 +360,31 @@ def batches():
         yield {"views": [x], "index": (torch.arange(12) * 3 + step) % N, "step": step}
 
 
-def train(method, share=lambda x: x, finish=lambda x: x):
-    """Two updates by gradient descent: losses, weights, bank and Z."""
+def train(method):
+    """Two updates by gradient descent, shared by all processes: losses, weights, bank and Z."""
     losses = []
     for batch in batches():
         method.step = batch["step"]
-        given = {"views": [share(batch["views"][0])], "index": share(batch["index"])}
+        given = {"views": [mine(batch["views"][0])], "index": mine(batch["index"])}
         loss = sum(method.loss(given).values())
         method.zero_grad()
         loss.backward()
         with torch.no_grad():
             for p in method.parameters():
-                p -= 0.1 * finish(p.grad)
-        losses.append(finish(loss.detach().clone()))
+                p -= 0.1 * mean(p.grad)
+        losses.append(mean(loss))
     return {"losses": torch.stack(losses), **method.state_dict()}
 
 
-def mean(x):
-    dist.all_reduce(x)
-    return x / dist.get_world_size()
-
-
-def worker(process, world, port, out):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=process, world_size=world)
-    found = {
-        (form, k): {n: x.tolist() for n, x in train(case(form, k), mine, mean).items()}
-        for form, k in CASES
-        if form != "paper"
-    }
-    out[process] = found
-    dist.destroy_process_group()
+def runs():
+    return [train(case(*given)) for given in CASES if given[0] != "paper"]
 
 
 @pytest.mark.ddp
 @pytest.mark.xdist_group("ddp")
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_train_like_one(world):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        out = manager.dict()
-        mp.spawn(worker, (world, port, out), nprocs=world)
-        everywhere = dict(out)
-    for form, k in CASES:
-        if form == "paper":
-            continue
-        alone = train(case(form, k))
-        assert "nce.log_z" in alone or form != "binary"
-        for found in everywhere.values():
-            for name, value in alone.items():
-                got = torch.tensor(found[form, k][name], dtype=torch.float64)
-                torch.testing.assert_close(got, value, rtol=1e-7, atol=1e-9, msg=name)
+    alone = runs()
+    assert ["nce.log_z" in state for state in alone] == [True, False, False]
+    for found in on_processes(world, runs):
+        torch.testing.assert_close(found, alone, rtol=1e-7, atol=1e-9)

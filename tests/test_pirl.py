@@ -1,15 +1,13 @@
 """PIRL: what its equations, its two readings of NCE and its transforms promise."""
 
 import math
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from processes import mean, on_processes
 from test_papers import batch_of
 from torch import nn
 
@@ -342,52 +340,32 @@ def test_the_image_branch_trains_on_its_own_batch_statistics(tiny):
 SETTINGS = [("paper", 16, T), ("softmax", 16, 0), ("binary", 16, T), ("softmax", 0, T)]
 
 
-def train(form, negatives, tiles, share=lambda x: x, finish=lambda x: x):
-    """Two updates by gradient descent: losses, weights, bank and Z."""
+def train(form, negatives, tiles):
+    """Two updates by gradient descent, shared by all processes: losses, weights, bank and Z."""
     method = pirl(nce=form, negatives=negatives, tiles=tiles, lambd=0.4)
     losses = []
     for batch in batches(tiles):
         method.step = batch["step"]
-        given = {"views": [share(x) for x in batch["views"]], "index": share(batch["index"])}
+        given = {"views": [mine(x) for x in batch["views"]], "index": mine(batch["index"])}
         loss = sum(method.loss(given).values())
         method.zero_grad()
         loss.backward()
         with torch.no_grad():
             for p in method.parameters():
-                p -= 0.1 * finish(p.grad)
-        losses.append(finish(loss.detach().clone()))
+                p -= 0.1 * mean(p.grad)
+        losses.append(mean(loss))
     return {"losses": torch.stack(losses), **method.state_dict()}
 
 
-def mean(x):
-    dist.all_reduce(x)
-    return x / dist.get_world_size()
-
-
-def worker(process, world, port, out):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=process, world_size=world)
-    out[process] = {
-        s: {name: x.tolist() for name, x in train(*s, mine, mean).items()} for s in SETTINGS
-    }
-    dist.destroy_process_group()
+def runs():
+    return [train(*settings) for settings in SETTINGS]
 
 
 @pytest.mark.ddp
 @pytest.mark.xdist_group("ddp")
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_train_like_one(world):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        out = manager.dict()
-        mp.spawn(worker, (world, port, out), nprocs=world)
-        everywhere = dict(out)
-    for settings in SETTINGS:
-        alone = train(*settings)
-        assert ("nce.log_z" in alone) == (settings[0] == "binary")
-        for found in everywhere.values():
-            for name, value in alone.items():
-                got = torch.tensor(found[settings][name], dtype=torch.float64)
-                torch.testing.assert_close(got, value, rtol=1e-7, atol=1e-9, msg=name)
+    alone = runs()
+    assert ["nce.log_z" in state for state in alone] == [False, False, True, False]
+    for found in on_processes(world, runs):
+        torch.testing.assert_close(found, alone, rtol=1e-7, atol=1e-9)

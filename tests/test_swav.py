@@ -1,18 +1,16 @@
 """SwAV and SEER: codes, queue, prototypes, and processes against one."""
 
 import math
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hydra.utils import instantiate
+from processes import mean, on_processes
 from torch import nn
 
 from unlabeled.backbones.resnet import ResNet
-from unlabeled.dist import gather, mine
+from unlabeled.dist import gather, mine, world_size
 from unlabeled.methods.swav import SwAV, products, swapped_prediction
 from unlabeled.parts.sinkhorn import sinkhorn
 
@@ -336,7 +334,7 @@ def batches():
     ]
 
 
-def trained(process_count):
+def trained():
     """Losses, gradients and queues of three batches; QUEUE is a multiple of no world size."""
     method, found = learner(), []
     for step, views in enumerate(batches()):
@@ -344,11 +342,8 @@ def trained(process_count):
         method.zero_grad()
         loss = method.loss({"views": [mine(v) for v in views]})["swap"]
         loss.backward()
-        value, grads = loss.detach(), torch.cat([p.grad.flatten() for p in method.parameters()])
-        if process_count > 1:
-            dist.all_reduce(value)
-            dist.all_reduce(grads)  # what DDP does: the mean of gradients
-        found.append((value / process_count, grads / process_count))
+        grads = torch.cat([p.grad.flatten() for p in method.parameters()])
+        found.append((mean(loss), mean(grads)))
         with torch.no_grad():  # the same step everywhere
             generator = torch.Generator().manual_seed(step)
             shift = torch.randn(K, D, generator=generator, dtype=torch.float64)
@@ -358,44 +353,21 @@ def trained(process_count):
     return found, statistics
 
 
-def worker(process, world, port, out):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=process, world_size=world)
-    found, statistics = trained(world)
+def shared():
+    """Training, and codes of equal and of ragged shares."""
     torch.manual_seed(0)
     scores = units(N, D) @ units(K, D).T
-    shared = gather(sinkhorn(mine(scores), 0.05, 3, shared=True))
-    rows = [4, 1, 7][:world] if world == 3 else [10, 2]
-    part = scores.split(rows)[process]  # ragged shares
-    ragged = sinkhorn(part, 0.05, 3, shared=True)
-    out[process] = (
-        [(v.item(), g.tolist()) for v, g in found],
-        *(t.tolist() for t in (statistics, shared, ragged)),
-    )
-    dist.destroy_process_group()
+    rows = {1: [12], 2: [10, 2], 3: [4, 1, 7]}[world_size()]
+    codes = gather(sinkhorn(mine(scores), 0.05, 3, shared=True))
+    ragged = gather(sinkhorn(mine(scores, rows), 0.05, 3, shared=True), rows)
+    return {"trained": trained(), "codes": codes, "ragged": ragged}
 
 
 @pytest.mark.ddp
 @pytest.mark.xdist_group("ddp")
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_with_a_queue_are_one(world):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        out = manager.dict()
-        mp.spawn(worker, (world, port, out), nprocs=world)
-        processes = [out[rank] for rank in range(world)]
-    expected, statistics = trained(1)
-    torch.manual_seed(0)
-    scores = units(N, D) @ units(K, D).T
-    codes = sinkhorn(scores, 0.05, 3)
-    double = {"dtype": torch.float64}
-    for found, buffers, shared, _ in processes:
-        for (value, grads), (v, g) in zip(found, expected, strict=True):
-            assert value == pytest.approx(v.item(), rel=1e-9)
-            torch.testing.assert_close(torch.tensor(grads, **double), g, rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(torch.tensor(buffers, **double), statistics)
-        torch.testing.assert_close(torch.tensor(shared, **double), codes)
-    ragged = torch.cat([torch.tensor(p[3], **double) for p in processes])
-    torch.testing.assert_close(ragged, codes)
+    alone = shared()
+    torch.testing.assert_close(alone["ragged"], alone["codes"])
+    for found in on_processes(world, shared):
+        torch.testing.assert_close(found, alone, rtol=1e-6, atol=1e-9)
