@@ -172,10 +172,15 @@ def roots(tmp_path_factory):
         ("imagenet", "val", WNIDS),
         ("imagenette", "val", WNIDS),
         ("cifar10", "test", ("cat", "dog")),
+        ("cifar100", "test", ("cat", "dog")),
     ):
-        side = 32 if name == "cifar10" else 40
+        side = 32 if name.startswith("cifar") else 40
         write(root / name / "train", classes, 8, side)
         write(root / name / test, classes, 4, side)
+    for name in ("imagenet22k", "imagenet9k"):
+        write(root / name, WNIDS, 6)
+    (root / "imagenet9k/wnids.txt").write_text("\n".join(WNIDS))
+    official(root, pixels, write)
     (root / "fashion_mnist").mkdir()
     for side, count in (("train", 16), ("t10k", 8)):
         images = pixels.integers(0, 256, (count, 28, 28), dtype=np.uint8)
@@ -184,6 +189,35 @@ def roots(tmp_path_factory):
             header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
             (root / f"fashion_mnist/{side}-{kind}-ubyte").write_bytes(header + array.tobytes())
     return root
+
+
+def official(root, pixels, write):
+    """The layouts that are lists of images or binary files."""
+    write(root / "places205/images256/a", ["bar", "abbey"], 8)
+    lists = root / "places205/trainvalsplit_places205"
+    lists.mkdir()
+    for side in ("train", "val"):
+        lines = [
+            f"a/{name}/{i}.png {k}" for k, name in enumerate(["abbey", "bar"]) for i in range(8)
+        ]
+        (lists / f"{side}_places205.csv").write_text("\n".join(lines))
+    write(root / "inaturalist18/train_val2018", ["a", "b"], 8)
+    images = [
+        {"id": i, "file_name": f"train_val2018/{'ab'[i % 2]}/{i // 2}.png"} for i in range(16)
+    ]
+    content = {
+        "images": images,
+        "annotations": [{"image_id": i, "category_id": i % 2} for i in range(16)],
+        "categories": [{"id": i, "name": f"kind {i}"} for i in range(2)],
+    }
+    for side in ("train", "val"):
+        (root / f"inaturalist18/{side}2018.json").write_text(json.dumps(content))
+    stl = root / "stl10/stl10_binary"
+    stl.mkdir(parents=True)
+    for side, count in (("unlabeled", 10), ("train", 10), ("test", 4)):
+        pixels.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8).tofile(stl / f"{side}_X.bin")
+        (np.arange(count, dtype=np.uint8) % 10 + 1).tofile(stl / f"{side}_y.bin")
+    (stl / "class_names.txt").write_text("\n".join("abcdefghij"))
 
 
 @pytest.fixture(scope="module")

@@ -176,6 +176,22 @@ class Images(pl.LightningDataModule):
         """(N,) int64 in the order of `scan`, or None if there are none."""
         return self._read().split(split).labels
 
+    def kinds(self, split: Side) -> frozenset[str]:
+        """The annotations of a split besides its labels: see `unlabeled.truth`."""
+        return frozenset(self._read().split(split).annotations)
+
+    def annotation(self, split: Side, kind: str) -> Annotation:
+        """One kind of annotation. Raises ValueError if the split has it not."""
+        return annotation(self._read().split(split), split, kind)
+
+    def names(self, split: Side, kind: str) -> tuple[str, ...]:
+        """Names of key-points or factors."""
+        return self._read().split(split).names.get(kind, ())
+
+    def image(self, split: Side, position: int) -> Tensor:
+        """The whole image (3, h, w) uint8, in whose pixels annotations are."""
+        return to_tensor(self._read().split(split).image(position))
+
     def selection(self) -> tuple[Tensor, Tensor]:
         """Positions of training images to (fit heads on, choose hyper-parameters on)."""
         split = self._read().split("train")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -100,12 +100,20 @@ class CIFAR10:
         download: fetch the pickles if the root holds neither.
     """
 
+    title = "CIFAR-10"
+
     def __init__(self, *, download: bool = True) -> None:
         self.download = download
 
-    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+    @property
+    def pickles(self) -> Any:
+        """torchvision's class that reads them."""
         from torchvision.datasets import CIFAR10 as Pickles
 
+        return Pickles
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        Pickles = self.pickles
         if (root / "train").is_dir() and (root / "test").is_dir():
             return Folder()(root, seed)
         here = (root / Pickles.base_folder).is_dir()
@@ -116,7 +124,7 @@ class CIFAR10:
             }
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"no CIFAR-10 under {root}: neither {Pickles.base_folder}, complete, nor "
+                f"no {self.title} under {root}: neither {Pickles.base_folder}, complete, nor "
                 f"{{train,test}}/<class>/ ({_reason(self.download and not here, error)})"
             ) from error
         return {

@@ -95,7 +95,7 @@ class TrainingRows:
 
 
 class PlainRows:
-    """Positions to crops, random ones by the key. An unreadable image is grey and keeps its label."""
+    """Positions to crops, random by the key. An unreadable image is grey and keeps its label."""
 
     def __init__(self, split: Split, decode: Decode, key: tuple[int | str, ...]) -> None:
         self.split, self.decode, self.key = split, decode, key

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unlabeled.data.rgb import read
 from unlabeled.draws import shuffled
+from unlabeled.truth import Annotation
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Files:
         sizes: (N,) int64, bytes of each file.
         labels: (N,) int64 into `classes`, or None.
         classes: names of the classes; empty without labels.
+        annotations: by kind, see `unlabeled.truth`.
+        names: of key-points and factors, by kind.
     """
 
     root: Path
@@ -32,6 +35,8 @@ class Files:
     sizes: np.ndarray
     labels: Tensor | None
     classes: tuple[str, ...]
+    annotations: Mapping[str, Annotation] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -48,7 +53,9 @@ class Files:
         """Some of the images, in the order of `positions`."""
         at = positions.numpy()
         labels = None if self.labels is None else self.labels[positions]
-        return replace(self, paths=self.paths[at], sizes=self.sizes[at], labels=labels)
+        known = {kind: x.take(positions) for kind, x in self.annotations.items()}
+        rest = {"labels": labels, "annotations": known}
+        return replace(self, paths=self.paths[at], sizes=self.sizes[at], **rest)
 
     def identity(self) -> str:
         """A hash of which images these are, in their order, with their labels."""
@@ -64,11 +71,15 @@ class Array:
         pixels: (N, 3, H, W) uint8; grey images are stored once and expanded.
         labels: (N,) int64 into `classes`, or None.
         classes: names of the classes; empty without labels.
+        annotations: by kind, see `unlabeled.truth`.
+        names: of key-points and factors, by kind.
     """
 
     pixels: Tensor
     labels: Tensor | None
     classes: tuple[str, ...]
+    annotations: Mapping[str, Annotation] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -84,7 +95,9 @@ class Array:
     def take(self, positions: Tensor) -> "Array":
         """Some of the images, in the order of `positions`."""
         labels = None if self.labels is None else self.labels[positions]
-        return replace(self, pixels=rows(self.pixels, positions), labels=labels)
+        known = {kind: x.take(positions) for kind, x in self.annotations.items()}
+        pixels = rows(self.pixels, positions)
+        return replace(self, pixels=pixels, labels=labels, annotations=known)
 
     def identity(self) -> str:
         """A hash of which images these are, in their order, with their labels."""
