@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unlabeled.data.resample import FILTERS, TRIES, Axis, boxes, resample, short_side
 from unlabeled.draws import Draws, to
+from unlabeled.truth import Window
 
 Interpolation = Literal["bilinear", "bicubic"]
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -65,7 +66,7 @@ class Crops:
             box = self.boxes(Draws(*key, i), image.height, image.width)
             top, left, height, width = box[0].tolist()
             crop = image.crop((left, top, left + width, top + height))
-            crops.append(_pixels(crop.resize((self.size, self.size), PILLOW[self.interpolation])))
+            crops.append(pixels(crop.resize((self.size, self.size), PILLOW[self.interpolation])))
         return crops
 
     def batched(self, images: Tensor, draws: Draws) -> list[Tensor]:
@@ -117,7 +118,7 @@ class RandomCrop:
         crops = []
         for i in range(self.count):
             top, left = self.corners(Draws(*key, i), height, width)[0].tolist()
-            crops.append(_pixels(image.crop((left, top, left + self.size, top + self.size))))
+            crops.append(pixels(image.crop((left, top, left + self.size, top + self.size))))
         return crops
 
     def batched(self, images: Tensor, draws: Draws) -> list[Tensor]:
@@ -159,6 +160,14 @@ class Center(RandomCrop):
         corner = torch.tensor([round((height - self.size) / 2), round((width - self.size) / 2)])
         return corner.expand(draws.rows, 2)
 
+    def window(self, height: int, width: int) -> Window:
+        """The part of an image of that size that the crop shows."""
+        tall, wide = short_side(height, width, self.resize)
+        top, left = self.corners(Draws("none"), tall, wide)[0].tolist()
+        down, across = height / tall, width / wide
+        box = (top * down, left * across, self.size * down, self.size * across)
+        return Window(*box, self.size, self.size)
+
 
 class Several:
     """The crops of several decodes of one image, one after the other.
@@ -183,7 +192,8 @@ class Several:
         return f"Several({', '.join(map(repr, self.parts.values()))})"
 
 
-def _pixels(image: Image.Image) -> Tensor:
+def pixels(image: Image.Image) -> Tensor:
+    """(3, h, w) uint8 of an RGB image."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 

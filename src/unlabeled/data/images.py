@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from unlabeled.batch import Batch
+from unlabeled.data.annotated import Annotations
 from unlabeled.data.decode import Decode
 from unlabeled.data.layouts import Layout
 from unlabeled.data.reading import MemoryRows, TrainingRows
@@ -20,7 +21,7 @@ from unlabeled.draws import Draws, shuffled, subset
 Side = Literal["train", "test"]
 
 
-class Images(pl.LightningDataModule):
+class Images(Annotations, pl.LightningDataModule):
     """Images and, where the layout knows them, labels.
 
     In the `memory` tier all images are one uint8 tensor and crops are cut on the device; in the
@@ -175,22 +176,6 @@ class Images(pl.LightningDataModule):
     def labels(self, split: Side) -> Tensor | None:
         """(N,) int64 in the order of `scan`, or None if there are none."""
         return self._read().split(split).labels
-
-    def kinds(self, split: Side) -> frozenset[str]:
-        """The annotations of a split besides its labels: see `unlabeled.truth`."""
-        return frozenset(self._read().split(split).annotations)
-
-    def annotation(self, split: Side, kind: str) -> Annotation:
-        """One kind of annotation. Raises ValueError if the split has it not."""
-        return annotation(self._read().split(split), split, kind)
-
-    def names(self, split: Side, kind: str) -> tuple[str, ...]:
-        """Names of key-points or factors."""
-        return self._read().split(split).names.get(kind, ())
-
-    def image(self, split: Side, position: int) -> Tensor:
-        """The whole image (3, h, w) uint8, in whose pixels annotations are."""
-        return to_tensor(self._read().split(split).image(position))
 
     def selection(self) -> tuple[Tensor, Tensor]:
         """Positions of training images to (fit heads on, choose hyper-parameters on)."""
