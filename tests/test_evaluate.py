@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -403,6 +404,34 @@ def test_heads_equal_torch_trained_alone():
         torch.testing.assert_close(alone.weight.T, head.weight.data, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(alone.bias, head.bias.data, atol=1e-4, rtol=1e-3)
     assert start.weight.std().item() == pytest.approx(0.01, rel=0.3)
+
+
+def test_lars_heads_equal_the_optimizer_on_each_alone():
+    from unlabeled.optim import LARS
+
+    x, y = blobs(96, 4, 12, 1.5)
+    rows, settings = torch.arange(96), [Setting(20.0, 0.0), Setting(80.0, 1e-2)]
+    recipe = Recipe(3, 32, 0.9, lambda share: 1 - share / 2, False, 0.001, standardized=False)
+    x = x.view(96, 12, 1, 1)
+    together = train(x, y, rows, settings, recipe, classes=4, key=(0, "t"))
+    start = train(x, y, rows, settings, replace(recipe, epochs=0), classes=4, key=(0, "t"))
+    for i, setting in enumerate(settings):
+        head = nn.Linear(12, 4)
+        head.weight.data.copy_(start.weight.view(12, 2, 4)[:, i].T)
+        head.bias.data.zero_()
+        group = {"params": head.parameters(), "adapt": True}
+        lars = LARS([group], setting.lr, momentum=0.9, weight_decay=setting.weight_decay, eta=0.001)
+        for step in range(9):
+            batch = rows[shuffled(96, 0, "t", "order", step // 3)].split(32)[step % 3]
+            lars.param_groups[0]["lr"] = setting.lr * (1 - step / 18)
+            lars.zero_grad()
+            F.cross_entropy(head(x[batch].flatten(1)), y[batch]).backward()
+            lars.step()
+        own = together.weight.view(12, 2, 4)[:, i].T
+        torch.testing.assert_close(own, head.weight.data, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            together.bias.view(2, 4)[i], head.bias.data, atol=1e-5, rtol=1e-4
+        )
 
 
 def test_norm_keeps_digits_far_from_zero():

@@ -142,7 +142,11 @@ def overrides(name: str) -> list[str]:
         return [*small, f"trainer={option}", "trainer.devices=1", *chosen("simclr"), *norm]
     if group == "eval":
         few = ["evals.one.k=[5]"] if option == "knn_npid" else []
+        few = ["evals.one.epochs=1"] if option.startswith("linear/") else few
         return [*SMALLEST, f"+eval@evals.one={option}", "baselines=true", *few]
+    if name.startswith("evals/linear/"):
+        preset = option.replace("/", "_")
+        return [*SMALLEST, f"evals={option}", f"evals.{preset}.epochs=1"]
     if name == "evals/knn_npid":
         return [*SMALLEST, "evals=knn_npid", "evals.knn_npid.k=[5]"]
     return [*SMALLEST, f"{PLACES.get(group, group)}={option}"]
@@ -282,7 +286,9 @@ def test_runs_for_two_steps(name, compose, roots, trained, tmp_path, monkeypatch
     assert weights
     assert all(w.isfinite().all() for w in weights.values())
     if group in ("eval", "evals") and option != "none":
-        expected = {"knn", "linear"} if option in ("all", "standard") else {option}
+        expected = (
+            {"knn", "linear"} if option in ("all", "standard") else {option.replace("/", "_")}
+        )
         prefixes = {k.split("/")[0] for k in scores} - {"baseline"}
         assert prefixes == ({"one"} if group == "eval" else expected)
         assert all(0 <= value <= 1 for value in scores.values())

@@ -61,19 +61,26 @@ class Heads:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How all heads are trained: SGD with Nesterov's momentum.
+    """How all heads are trained: SGD with momentum.
 
     Args:
         epochs: passes over the images.
         batch_size: images per update.
         momentum: of the velocity.
         factor: learning rate at a share of the training, as a share of its peak.
+        nesterov: whether the momentum is Nesterov's.
+        trust: LARS's coefficient (You et al., 2017): a head's weight, and its bias, has its
+            gradient g (decay included) scaled by trust * |w| / |g|; None: plain SGD.
+        standardized: whether features pass a batch norm without parameters first.
     """
 
     epochs: int
     batch_size: int
     momentum: float
     factor: Callable[[float], float]
+    nesterov: bool = True
+    trust: float | None = None
+    standardized: bool = True
 
 
 def side_by_side(jobs: Sequence[Callable[[], T]], device: torch.device | str) -> list[T]:
@@ -123,6 +130,19 @@ def norm_of(features: Tensor, rows: Tensor, device: torch.device | str) -> Norm:
     return Norm(*(v.float().repeat_interleave(cells).to(device) for v in (scale, shift)))
 
 
+def identity(dim: int, device: torch.device | str) -> Norm:
+    """The norm that leaves D features as they are."""
+    return Norm(torch.ones(dim, device=device), torch.zeros(dim, device=device))
+
+
+def _trust_ratio(p: Tensor, g: Tensor, heads: int, trust: float) -> Tensor:
+    """LARS's factor of every column (H * C,), the same for all columns of a head."""
+    classes = p.shape[-1] // heads
+    w, d = (x.reshape(-1, heads, classes).norm(dim=(0, 2)) for x in (p, g))
+    ratio = torch.where((w > 0) & (d > 0), trust * w / d, torch.ones_like(w))
+    return ratio.repeat_interleave(classes)
+
+
 @torch.no_grad()
 def train(
     features: Tensor,
@@ -153,7 +173,7 @@ def train(
         progress: called after every epoch.
     """
     heads, dim = len(settings), features[0].numel()
-    norm = norm_of(features, rows, device)
+    norm = norm_of(features, rows, device) if recipe.standardized else identity(dim, device)
     generator = torch.Generator().manual_seed(seed_of(*key, "weights"))
     weight = 0.01 * torch.randn(dim, classes, generator=generator)
     weight = weight.to(device).repeat(1, heads)  # D, H * C
@@ -179,8 +199,10 @@ def train(
             for p, g, v in zip((weight, bias), (x.T @ grad, grad.sum(0)), velocities, strict=True):
                 if decayed:
                     g.add_(decay * p)
+                if recipe.trust is not None:
+                    g.mul_(_trust_ratio(p, g, heads, recipe.trust))
                 v.mul_(recipe.momentum).add_(g)
-                p.sub_(rate * g.add_(v, alpha=recipe.momentum))
+                p.sub_(rate * (g.add_(v, alpha=recipe.momentum) if recipe.nesterov else v))
             step += 1
         progress()
     return model

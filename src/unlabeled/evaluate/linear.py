@@ -39,7 +39,10 @@ class Linear:
         weight_decays: weight decays to try, each with every learning rate.
         epochs: of the heads that are tried and of the final ones.
         batch_size: images per update.
-        momentum: of SGD, Nesterov's.
+        momentum: of SGD.
+        nesterov: whether it is Nesterov's.
+        optimizer: "sgd", or "lars" (trust coefficient 0.001), as in SimSiam.
+        norm: "batch", without parameters, or "none": features as they are.
         schedule: "cosine" to zero, or "step": times `gamma` at `milestones`.
         milestones: shares of the training at which a step schedule drops.
         gamma: factor of a drop.
@@ -58,6 +61,9 @@ class Linear:
         epochs: int = 28,
         batch_size: int = 256,
         momentum: float = 0.9,
+        nesterov: bool = True,
+        optimizer: Literal["sgd", "lars"] = "sgd",
+        norm: Literal["batch", "none"] = "batch",
         schedule: Literal["cosine", "step"] = "cosine",
         milestones: Sequence[float] = (8 / 28, 16 / 28, 24 / 28),
         gamma: float = 0.1,
@@ -79,6 +85,10 @@ class Linear:
             )
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        if optimizer not in ("sgd", "lars"):
+            raise ValueError(f"optimizer must be sgd or lars, got {optimizer!r}")
+        if norm not in ("batch", "none"):
+            raise ValueError(f"norm must be batch or none, got {norm!r}")
         if schedule not in ("cosine", "step"):
             raise ValueError(f"schedule must be cosine or step, got {schedule!r}")
         if any(not 0 <= m <= 1 for m in milestones):
@@ -88,6 +98,7 @@ class Linear:
         self.settings = [Setting(float(lr), float(decay)) for lr, decay in pairs]
         self.epochs, self.batch_size, self.momentum = epochs, batch_size, momentum
         self.schedule, self.milestones, self.gamma = schedule, tuple(milestones), gamma
+        self.nesterov, self.optimizer, self.norm = nesterov, optimizer, norm
         self.max_features, self.data = max_features, data
 
     def requests(self, shapes: Shapes) -> set[Request]:
@@ -149,7 +160,15 @@ class Linear:
                 y,
                 rows,
                 settings,
-                Recipe(self.epochs, self.batch_size, self.momentum, self.factor),
+                Recipe(
+                    self.epochs,
+                    self.batch_size,
+                    self.momentum,
+                    self.factor,
+                    nesterov=self.nesterov,
+                    trust=0.001 if self.optimizer == "lars" else None,
+                    standardized=self.norm == "batch",
+                ),
                 classes=features.classes,
                 key=(features.seed, "linear", request.stage),
                 device=features.device,
@@ -172,6 +191,9 @@ class Linear:
                 "epochs": self.epochs,
                 "batch_size": self.batch_size,
                 "momentum": self.momentum,
+                "nesterov": self.nesterov,
+                "optimizer": self.optimizer,
+                "norm": self.norm,
                 "schedule": self.schedule,
                 "grid": request.grid,
                 "features": features.splits["train"][request][0].numel(),
