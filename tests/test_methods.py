@@ -1,8 +1,15 @@
 """Generic over every conf/method/*.yaml: it trains, it resumes, it counts its updates."""
 
+import hashlib
+import sys
+
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import METHODS
+from torch.utils._pytree import tree_map
+
+from unlabeled.parts import ema
 
 each = pytest.mark.parametrize("name", METHODS)
 JOINT = (
@@ -59,28 +66,98 @@ def test_training_reaches_every_parameter(tiny, name):
     assert "embeddings" in method.seen or name not in JOINT
 
 
-@each
-def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(tiny, name, tmp_path):
-    whole, data, trainer = tiny(name)
-    trainer.fit(whole, data)
+def digest(tensors):
+    """A number that changes with any bit of a list of tensors, or with their order."""
+    told = hashlib.blake2b()
+    for x in tensors:
+        told.update(x.contiguous().numpy().tobytes())
+    return told.hexdigest()
 
-    part, data, trainer = tiny(name)
-    path = tmp_path / "half.ckpt"
 
-    def stop(out, batch, batch_idx):
-        if trainer.global_step == 6:  # in the middle of the second epoch
-            trainer.save_checkpoint(path)
+class Trace(pl.Callback):
+    """What a run does at every step: images, views, loss, and the numbers of its update."""
+
+    def __init__(self, monkeypatch, *, stop_at=None, path=None):
+        self.steps, self.stop_at, self.path = [], stop_at, path
+        own = ema.update
+
+        def update(target, online, momentum):
+            self.steps[-1]["momentum"] = momentum
+            own(target, online, momentum)
+
+        monkeypatch.setattr(ema, "update", update)
+
+    def on_train_start(self, trainer, method):
+        def after_update(optimizer, args, kwargs):
+            groups = [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+            self.steps[-1]["lr, weight decay"] = groups
+
+        (optimizer,) = trainer.optimizers
+        optimizer.register_step_post_hook(after_update)
+        method.augment.register_forward_hook(
+            lambda module, given, batch: self.steps[-1].update(views=digest(batch["views"]))
+        )
+
+    def on_train_batch_start(self, trainer, method, batch, batch_idx):
+        self.steps.append({"step": batch["step"], "index": batch["index"].tolist()})
+
+    def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
+        self.steps[-1]["loss"] = outputs["loss"].item()
+        if trainer.global_step == self.stop_at:
+            trainer.save_checkpoint(self.path)
             raise KeyboardInterrupt
 
-    part.on_train_batch_end = stop
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        trainer.fit(part, data)
-    resumed, data, trainer = tiny(name, "seed=0")
-    drawn = []
-    resumed.on_train_batch_start = lambda batch, i: drawn.append(batch["step"])
-    trainer.fit(resumed, data, ckpt_path=path, weights_only=True)
-    assert drawn == [6, 7]
+
+@each
+def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(
+    tiny, name, tmp_path, monkeypatch
+):
+    path, clip = tmp_path / "half.ckpt", "trainer.gradient_clip_val=1.0"
+    with monkeypatch.context() as patch:
+        never = Trace(patch)
+        whole, data, first = tiny(name, clip, callbacks=[never])
+        first.fit(whole, data)
+    with monkeypatch.context() as patch:  # stops in the middle of the second epoch
+        before = Trace(patch, stop_at=6, path=path)
+        part, data, trainer = tiny(name, clip, callbacks=[before])
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            trainer.fit(part, data)
+    with monkeypatch.context() as patch:
+        after = Trace(patch)
+        resumed, data, second = tiny(name, clip, "seed=0", callbacks=[after])
+        torch.manual_seed(99)  # whatever else the other process has drawn
+        second.fit(resumed, data, ckpt_path=path, weights_only=True)
+
+    assert [step["step"] for step in after.steps] == [6, 7]
+    assert before.steps + after.steps == never.steps
+    assert all({"index", "views", "loss", "lr, weight decay"} <= s.keys() for s in never.steps)
+    assert len({s["views"] for s in never.steps}) == 8
+    averages = hasattr(sys.modules[type(whole).__module__], "ema")
+    assert ["momentum" in s for s in never.steps] == [averages] * 8
     assert_same(state(whole), state(resumed))
+    assert saved(first) == saved(second)
+    assert resumed.progress == 1.0
+
+
+def saved(trainer):
+    """State of the optimizer and its schedule, with digests in place of tensors."""
+    (optimizer,), (schedule,) = trainer.optimizers, trainer.lr_scheduler_configs
+    given = {"optimizer": optimizer.state_dict(), "schedule": schedule.scheduler.state_dict()}
+    assert given["optimizer"]["state"]
+    return tree_map(lambda x: digest([x]) if isinstance(x, torch.Tensor) else x, given)
+
+
+@pytest.mark.parametrize("name", ["dino", "barlow_twins", "moco"])
+def test_the_numbers_of_an_update_move(tiny, name, monkeypatch):
+    """Without which the test above would compare constants."""
+    trace = Trace(monkeypatch)
+    method, data, trainer = tiny(name, callbacks=[trace])
+    trainer.fit(method, data)
+    lrs, decays = ([[g[i] for g in s["lr, weight decay"]] for s in trace.steps] for i in (0, 1))
+    assert len({tuple(lr) for lr in lrs}) > 1
+    assert (len({tuple(decay) for decay in decays}) > 1) == (name == "dino")
+    momenta = [s.get("momentum") for s in trace.steps]
+    assert len(set(momenta)) == {"dino": 8, "moco": 1, "barlow_twins": 1}[name]
 
 
 @pytest.mark.parametrize("name", ["byol", "moco_v2", "swav"])

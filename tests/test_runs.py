@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import OWN, ROOT
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
+from torch.utils._pytree import tree_leaves
 
 from unlabeled import train
 
@@ -113,6 +115,10 @@ def metrics(out):
         return list(csv.DictReader(file))
 
 
+def losses(out):
+    return [row["train/loss"] for row in metrics(out)]
+
+
 def same_weights(a, b):
     first, second = checkpoint(a)["state_dict"], checkpoint(b)["state_dict"]
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
@@ -204,6 +210,51 @@ def test_a_run_goes_on_from_a_path_from_its_folder_or_not_at_all(tmp_path):
     assert started("half", "seed=1", "resume=none") == [0, 1, 2, 3]
     assert not same_weights(tmp_path / "whole", tmp_path / "half")
     assert checkpoint(tmp_path / "half")["global_step"] == 4
+
+
+KILLED = """
+import os, signal
+from unlabeled import train
+from unlabeled.method import Method
+
+
+def killed(self, batch, batch_idx):
+    if batch["step"] == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Method.on_train_batch_start = killed
+train.main()
+"""
+
+
+@pytest.mark.parametrize(("method", "workers"), [("moco_v2", 0), ("byol", 2), ("deepcluster", 0)])
+def test_a_killed_run_goes_on_in_its_folder(folder, tmp_path, method, workers):
+    lines = [
+        f"experiment=cifar10/{method}",
+        *(
+            x
+            for x in in_folder(folder / "labelled")
+            if not x.startswith(("method", "optim", "aug"))
+        ),
+        *OWN.get(method, []),
+        *("data.tier=folder", f"data.workers={workers}", "callbacks.checkpoint.every_n_steps=1"),
+        *("trainer.max_steps=8", "evals=none", "logger=none", "data.limit=64"),
+    ]
+    assert unlabeled(*lines, f"hydra.run.dir={tmp_path / 'whole'}") == (0, "")
+    half = [*lines, f"hydra.run.dir={tmp_path / 'half'}"]
+    done = subprocess.run([sys.executable, "-c", KILLED, *half], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert checkpoint(tmp_path / "half")["global_step"] == 6  # four updates are an epoch
+    assert status(tmp_path / "half")["state"] == "running"
+    assert unlabeled(*half) == (0, "")  # resume=auto
+    whole, gone_on = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "half")
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        first, second = tree_leaves(whole[part]), tree_leaves(gone_on[part])
+        assert len(first) == len(second) > 0
+        for a, b in zip(first, second, strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert losses(tmp_path / "whole") == losses(tmp_path / "half")
+    assert len(losses(tmp_path / "half")) == 8
 
 
 def test_evaluations_without_labels_are_skipped_or_refused(folder, tmp_path, capsys):
