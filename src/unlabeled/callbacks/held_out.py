@@ -29,8 +29,8 @@ class HeldOut(pl.Callback):
     def __init__(
         self, *, every_n_epochs: int | None = None, limit: int = 1024, pictures: int = 8
     ) -> None:
-        for name, value in (("every_n_epochs", every_n_epochs or 1), ("limit", limit)):
-            if value < 1:
+        for name, value in (("every_n_epochs", every_n_epochs), ("limit", limit)):
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if pictures < 0:
             raise ValueError(f"pictures must not be negative, got {pictures}")

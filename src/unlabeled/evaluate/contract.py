@@ -48,6 +48,17 @@ class Shapes:
     dim: int  # of what forward returns
     pooled: bool  # whether forward returns the average of the last stage's map
 
+    def named(self, stage: str) -> Request:
+        """The average-pooled features of a stage. Raises ValueError if there is no such stage.
+
+        The pixel baseline has one stage, whatever the backbone's.
+        """
+        if "pixels" in self.maps:
+            return FINAL
+        if stage != "final" and stage not in self.maps:
+            raise ValueError(f"the backbone has no stage {stage!r}; it has {[*self.maps, 'final']}")
+        return Request(stage)
+
     def resolve(self, request: Request) -> Request:
         """The request under the one name its features are kept by."""
         return Request(list(self.maps)[-1]) if request == FINAL and self.pooled else request
@@ -97,7 +108,8 @@ class Subject:
 class Tuned(Protocol):
     """An evaluation that trains the backbone itself, or needs more of it than pooled maps.
 
-    It runs in every process, on the backbone and on its random twin; raw pixels have none.
+    It runs in every process, on the backbone and on its random twin, and on raw pixels if it
+    says `reads_pixels = True`. For `needs_labels` and `obstacle` see `Evaluation`.
     """
 
     data: Data | None  # its own data module, or the run's
@@ -111,7 +123,8 @@ class Tuned(Protocol):
 class Evaluation(Protocol):
     """Settings in, one call, scores out: an evaluation of frozen features.
 
-    It may say `needs_labels = False` where it reads none.
+    It may say `needs_labels = False` where it reads none, and have `obstacle(data)`, which says
+    why data with its splits and labels still do not do, or None.
     """
 
     data: Data | None  # its own data module, or the run's

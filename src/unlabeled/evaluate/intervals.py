@@ -32,6 +32,13 @@ def bootstrap(values: Tensor, *key: int | str, resamples: int = 1000) -> list[tu
     return [(low, high) for low, high in bounds.T.tolist()]
 
 
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """The interval of a statistic from its values on resampled images."""
+    x = torch.tensor(values, dtype=torch.float64)
+    low, high = x.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
 def over_seeds(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
     """Mean of one score over runs with different seeds, and its interval by Student's t."""
     from scipy.stats import t  # slow to import, and only tables of several seeds need it

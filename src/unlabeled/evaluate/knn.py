@@ -44,19 +44,10 @@ class KNN:
         self.splits = frozenset({"train"} if leave_one_out else {"train", "test"})
 
     def requests(self, shapes: Shapes) -> set[Request]:
-        return {self._request(shapes)}
-
-    def _request(self, shapes: Shapes) -> Request:
-        if "pixels" in shapes.maps:  # the baseline has one stage, whatever the backbone's
-            return Request("final")
-        if self.stage != "final" and self.stage not in shapes.maps:
-            raise ValueError(
-                f"the backbone has no stage {self.stage!r}; it has {[*shapes.maps, 'final']}"
-            )
-        return Request(self.stage)
+        return {shapes.named(self.stage)}
 
     def __call__(self, features: Features) -> Result:
-        request = self._request(features.shapes)
+        request = features.shapes.named(self.stage)
         split = "train" if self.leave_one_out else "test"
         bank = features.splits["train"][request].flatten(1)
         similarity, near = search(

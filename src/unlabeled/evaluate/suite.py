@@ -89,9 +89,9 @@ def evaluate(
         prefix: {
             name: evaluation.tune(_subject(trunk, sources[name], seed, device, progress, prefix))
             for name, evaluation in tuned.items()
+            if not isinstance(trunk, Pixels) or getattr(evaluation, "reads_pixels", False)
         }
         for prefix, trunk in trunks.items()
-        if not isinstance(trunk, Pixels)
     }
     if dist.rank() == 0:  # heads train once, and nobody waits for them
         for prefix, of_trunk in features.items():
@@ -152,7 +152,8 @@ def obstacle(evaluation: Evaluation | Tuned, data: Any) -> str | None:
             return f"the data have no {split} split"
         if getattr(evaluation, "needs_labels", True) and data.labels(split) is None:
             return f"the images of the {split} split have no labels"
-    return None
+    own = getattr(evaluation, "obstacle", None)
+    return own(data) if own else None
 
 
 def _extract(

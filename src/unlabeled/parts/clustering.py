@@ -120,18 +120,37 @@ def kmeans(
     Raises:
         ValueError: more clusters than rows, or values that are not finite.
     """
-    x = features.detach().float().cpu()
-    if clusters > len(x):
-        raise ValueError(f"{clusters} clusters need at least as many images, got {len(x)}")
-    if not bool(x.isfinite().all()):
-        raise ValueError("features to cluster hold values that are not finite")
-    labels = torch.zeros(len(x), dtype=torch.int64)
-    centroids = torch.zeros(clusters, x.shape[1])
+    _check(features, clusters)  # in every process, so that none waits for one that failed
+    labels = torch.zeros(len(features), dtype=torch.int64)
+    centroids = torch.zeros(clusters, features.shape[1])
     if rank() == 0:
-        labels, centroids = _faiss(x.contiguous(), clusters, iterations, seed, spherical)
-        labels, centroids = fill_empty(x, labels, centroids, seed=seed, spherical=spherical)
+        labels, centroids = kmeans_alone(
+            features, clusters, iterations=iterations, seed=seed, spherical=spherical
+        )
     device = features.device
     return Clusters(broadcast(labels.to(device)).cpu(), broadcast(centroids.to(device)).cpu())
+
+
+def kmeans_alone(
+    features: Tensor,
+    clusters: int,
+    *,
+    iterations: int = 50,
+    seed: int = 0,
+    spherical: bool = False,
+) -> Clusters:
+    """As `kmeans`, in this process, which tells no other."""
+    _check(features, clusters)
+    x = features.detach().float().cpu()
+    labels, centroids = _faiss(x.contiguous(), clusters, iterations, seed, spherical)
+    return Clusters(*fill_empty(x, labels, centroids, seed=seed, spherical=spherical))
+
+
+def _check(features: Tensor, clusters: int) -> None:
+    if clusters > len(features):
+        raise ValueError(f"{clusters} clusters need at least as many images, got {len(features)}")
+    if not bool(features.isfinite().all()):
+        raise ValueError("features to cluster hold values that are not finite")
 
 
 def _faiss(

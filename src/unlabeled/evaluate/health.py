@@ -1,0 +1,170 @@
+"""Label-free numbers of how features fill their space."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled.draws import Draws, subset
+from unlabeled.evaluate.contract import Data, Result, Subject
+from unlabeled.evaluate.frozen import frozen
+from unlabeled.evaluate.store import images
+
+BATCH = 256  # images per forward
+GROUPS = 10  # of the jackknife
+
+
+class Crops(Protocol):
+    """Random crops of an image, as `unlabeled.data.decode.Crops`."""
+
+    count: int
+
+
+class Health:
+    """RankMe, uniformity, spread and dead dimensions of test features, alignment of two views.
+
+    - `rankme`: exp of the entropy of the singular values, scaled to sum to 1, of the features as
+      they are (Garrido et al., 2023, equation 1): at most the number of dimensions.
+    - `alignment`: mean squared distance of unit-length features of two crops of an image, each
+      flipped with probability 1/2 (Wang and Isola, 2020, alpha 2): 0 is invariance.
+    - `uniformity`: log of the mean of exp(-2 d^2) over pairs of different images, of unit-length
+      features (the same, t 2): the lower, the more uniform.
+    - `std`: standard deviation over images of unit-length features, mean over dimensions, times
+      sqrt(D): 1 isotropic, 0 collapsed.
+    - `dead`: share of dimensions whose standard deviation over images is less than `tolerance`
+      times the largest.
+
+    Intervals are those of a delete-a-group jackknife with 10 groups.
+
+    Args:
+        decode: gives the two crops for the alignment.
+        limit: test images that are used, balanced over classes.
+        tolerance: of dead dimensions.
+        data: another data module than the run's.
+    """
+
+    splits = frozenset({"test"})
+    needs_labels = False
+    reads_pixels = True
+
+    def __init__(
+        self,
+        *,
+        decode: Crops,
+        limit: int = 2048,
+        tolerance: float = 1e-3,
+        data: Data | None = None,
+    ) -> None:
+        if getattr(decode, "count", 2) != 2:
+            raise ValueError(f"decode must give 2 crops of an image, got count={decode.count}")
+        if limit < 2 * GROUPS:
+            raise ValueError(f"limit must be at least {2 * GROUPS}, got {limit}")
+        if not 0 <= tolerance < 1:
+            raise ValueError(f"tolerance must lie in [0, 1), got {tolerance}")
+        self.decode, self.limit, self.tolerance, self.data = decode, limit, tolerance, data
+
+    def obstacle(self, data: Data) -> str | None:
+        """Why these data are not enough."""
+        n = data.size("test")
+        return f"it needs {2 * GROUPS} test images, there are {n}" if n < 2 * GROUPS else None
+
+    def tune(self, subject: Subject) -> Result:
+        """Scores the subject, which is only looked at."""
+        data = subject.data
+        size, labels = data.size("test"), data.labels("test")
+        known = None if labels is None else labels.tolist()
+        chosen = subset(known, size, min(self.limit, size), subject.seed, "health")
+        with frozen(subject.backbone):
+            plain, first, second = self._features(subject, chosen.tolist())
+        groups = torch.arange(len(plain)) % GROUPS
+        values: dict[str, tuple[float, tuple[float, float]]] = {
+            "rankme": _jackknife(lambda keep: rankme(plain[keep]), groups),
+            "alignment": _jackknife(lambda keep: alignment(first[keep], second[keep]), groups),
+            "uniformity": _jackknife(lambda keep: uniformity(plain[keep]), groups),
+            "std": _jackknife(lambda keep: spread(plain[keep]), groups),
+            "dead": _jackknife(lambda keep: dead(plain[keep], self.tolerance), groups),
+        }
+        shared: dict[str, Any] = {
+            "protocol": "features of test images, no labels",
+            "stage": "final",
+            "hyperparameters": {"limit": self.limit, "tolerance": self.tolerance},
+            "selection": "none",
+            "n": len(plain),
+        }
+        details = {name: {**shared, "ci95": list(ci)} for name, (_, ci) in values.items()}
+        return Result({name: value for name, (value, _) in values.items()}, details, {})
+
+    def _features(self, subject: Subject, chosen: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """(n, D) each: of the test crop, and of two random ones."""
+        parts = [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
+        plain = subject.data.cut("test", parts, subject.data.eval_decode, "plain")
+        key = ("health", subject.seed)
+        views = subject.data.cut("test", parts, self.decode, *key)
+        found: list[list[Tensor]] = [[], [], []]
+        batches: Iterator[Any] = zip(plain, views, strict=True)
+        for i, (whole, cut) in enumerate(batches):
+            crops = [whole["crops"][0], *cut["crops"]]
+            draws = Draws(*key, "flip", i, rows=len(whole["index"]))
+            for k, crop in enumerate(crops):
+                x = images(crop, subject.device)
+                if k:
+                    flipped = draws.chance(0.5).to(x.device)[:, None, None, None]
+                    x = torch.where(flipped, x.flip(-1), x)
+                found[k].append(_vectors(subject.backbone, x))
+            subject.progress("health", i + 1, len(parts))
+        plain_all, first, second = (torch.cat(rows) for rows in found)
+        return plain_all, first, second
+
+
+def rankme(z: Tensor) -> float:
+    """exp of the entropy of the singular values of z (n, D)."""
+    n, dim = z.shape
+    gram = z @ z.T if n < dim else z.T @ z
+    sigma = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    p = sigma / sigma.sum().clamp(min=1e-300)
+    return torch.special.entr(p).sum().exp().item()
+
+
+def alignment(a: Tensor, b: Tensor) -> float:
+    """Mean squared distance of unit-length rows of a and b (n, D)."""
+    return (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean().item()
+
+
+def uniformity(z: Tensor) -> float:
+    """log mean exp(-2 d^2) over pairs of different unit-length rows of z (n, D)."""
+    u, n = F.normalize(z, dim=1), len(z)
+    total = sum(
+        float((4 * (rows @ u.T) - 4).exp().sum())
+        for rows in u.split(512)  # d^2 = 2 - 2 cos
+    )
+    same = float((4 * u.square().sum(1) - 4).exp().sum())
+    return math.log(max(total - same, 1e-300) / (n * (n - 1)))
+
+
+def spread(z: Tensor) -> float:
+    """Standard deviation of unit-length rows, mean over dimensions, times sqrt(D)."""
+    return F.normalize(z, dim=1).std(0, correction=0).mean().item() * math.sqrt(z.shape[1])
+
+
+def dead(z: Tensor, tolerance: float) -> float:
+    """Share of dimensions that hardly vary, next to the one that varies most."""
+    std = z.std(0, correction=0)
+    return (std <= tolerance * std.max()).double().mean().item()
+
+
+def _vectors(backbone: nn.Module, x: Tensor) -> Tensor:
+    return backbone(x).flatten(1).double().cpu()
+
+
+def _jackknife(
+    statistic: Callable[[Tensor], float], groups: Tensor
+) -> tuple[float, tuple[float, float]]:
+    """The statistic of all rows and its interval, from leaving out one group at a time."""
+    value = statistic(torch.ones_like(groups, dtype=torch.bool))
+    without = torch.tensor([statistic(groups != g) for g in range(GROUPS)], dtype=torch.float64)
+    variance = (GROUPS - 1) / GROUPS * (without - without.mean()).square().sum().item()
+    half = 1.96 * math.sqrt(variance)
+    return value, (value - half, value + half)
