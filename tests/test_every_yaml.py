@@ -120,6 +120,7 @@ DECODE |= {"mild": "supervised", "multicrop": "swav", "two": "simclr", "npid": "
 DECODE |= {"inpainting": "inpainting"}
 DECODE |= {"mae": "supervised", "moco": "simclr", "seer": "seer", "multicrop_dino": "dino"}
 EVAL = {  # what an evaluation needs at that size
+    "all": ["data.layout.test_share=0.5"],
     "knn_npid": ["EVAL.k=[5]"],
     "health": ["data.layout.test_share=0.5", "EVAL.limit=20"],
     **{f"linear/{p.stem}": ["EVAL.epochs=1"] for p in (CONF / "eval/linear").glob("*.yaml")},
