@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unlabeled import dist
 from unlabeled.batch import Batch
-from unlabeled.draws import Draws
+from unlabeled.draws import Draws, seed_of
 from unlabeled.optim import Optim
 
 
@@ -158,7 +158,10 @@ class Method(pl.LightningModule):
             )
         self.seed = data.seed
         if not self._prepared:
-            self.prepare(data.count, len(data.classes))
+            # What was drawn before depends on the strategy: DDP seeds again when it starts.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed_of(self.seed, "prepare"))
+                self.prepare(data.count, len(data.classes))
             self._prepared = True
         self.to(memory_format=torch.channels_last)  # as the views are
         # Memories are equal everywhere already; to broadcast them costs their size every step.
