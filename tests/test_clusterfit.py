@@ -3,9 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import mean, on_processes
 from torch import nn
 
 from unlabeled.backbones.resnet import ResNet
+from unlabeled.dist import mine
+from unlabeled.methods.clusterfit import ClusterFit
 from unlabeled.parts.clustering import kmeans, principal
 from unlabeled.parts.frozen import Frozen
 from unlabeled.parts.labels import LabelNoise
@@ -269,3 +272,60 @@ def test_the_checksum_is_of_every_weight():
     assert Frozen(one).record() != Frozen(other).record()
     other.load_state_dict(one.state_dict())
     assert Frozen(one).record() == Frozen(other).record()
+
+
+# several processes
+
+
+class Network(nn.Module):
+    dim = 6
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 6)
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x.mean(1).flatten(1).to(self.layer.weight.dtype)))
+
+
+class Data:
+    """23 images: a process has fewer than the others."""
+
+    def size(self, split):
+        return 23
+
+    def scan(self, split, start=0, stop=None):
+        yield {"crops": [points(23, 15).view(23, 3, 1, 5)[start:stop]]}
+
+
+class Trainer:
+    datamodule = Data()
+
+
+def shared():
+    """Labels, loss and gradient, with each process seeing its share of a batch."""
+    found = []
+    for options in ({}, {"pca": 3}, {"normalize": True}):
+        torch.manual_seed(0)
+        given = {"source": Network(), "clusters": 4, **options}
+        method = ClusterFit(Network(), nn.Identity(), None, **given).double()
+        method.trainer, method.log = Trainer(), lambda *_: None
+        method.prepare(23, 0)
+        method.on_fit_start()
+        index = mine(torch.arange(12) * 5 % 23)
+        view = points(23, 15, seed=1).view(23, 3, 1, 5).double()[index]
+        loss = method.loss({"index": index, "views": [view]})["clusters"]
+        loss.backward()
+        grad = torch.cat([p.grad.flatten() for p in method.parameters()])
+        found.append({"labels": method.labels, "loss": mean(loss), "grad": mean(grad)})
+    return found
+
+
+@pytest.mark.ddp
+@pytest.mark.xdist_group("ddp")
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_cluster_and_learn_as_one_does(world):
+    alone = shared()
+    assert all(one["labels"].unique().tolist() == [0, 1, 2, 3] for one in alone)
+    for found in on_processes(world, shared):
+        torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-7)

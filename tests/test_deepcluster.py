@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -476,27 +474,6 @@ def test_processes_cluster_as_one_does(world):
     for found in on_processes(world, clustered):
         for name, value in alone.items():
             torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5, msg=name)
-
-
-@pytest.mark.ddp
-@pytest.mark.xdist_group("ddp")
-def test_a_run_in_two_processes_is_the_run_in_one(tmp_path):
-    lines = ["method=deepcluster", "method.hidden=[]", "method.clusters=5", "trainer=ddp"]
-    lines += ["backbone.width=16", "backbone.norm=sync", "data.batch_size=16", "data.limit=64"]
-    lines += ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=1"]
-    lines += ["callbacks=none", "evals=none", "baselines=false"]
-    states = []
-    for devices in (1, 2):
-        out = tmp_path / str(devices)
-        more = [f"trainer.devices={devices}", f"hydra.run.dir={out}"]
-        command = [sys.executable, "-m", "unlabeled.train", *lines, *more]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        saved = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
-        states.append(saved["state_dict"])
-    assert torch.equal(states[0]["labels.of"], states[1]["labels.of"])
-    for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, rtol=1e-2, atol=1e-3, msg=name)
 
 
 def test_labels_are_left_out_of_ddps_broadcast(tiny):
