@@ -47,12 +47,20 @@ if __name__ == "__main__":
 """
 TREE = {
     "train.yaml": """
-        defaults: [{data: folder}, _self_]
+        defaults: [{data: folder}, _self_, {experiment: null}]
         seed: 0
         debug: false
         """,
     "data/folder.yaml": "{_target_: app.Data, root: here, size: 8}",
     "data/loud.yaml": "{_target_: app.Data, root: here, size: 8}\n",
+    "experiment/sweep.yaml": """
+        # @package _global_
+        hydra: {mode: MULTIRUN, sweeper: {params: {data.size: "3,4", data: "folder,loud"}}}
+        """,
+    "experiment/wrong.yaml": """
+        # @package _global_
+        hydra: {sweeper: {params: {data.size: "3,x", data: "folder,lud"}}}
+        """,
 }
 
 
@@ -131,6 +139,58 @@ def test_a_sweep_is_checked_before_its_first_job_starts(app, tmp_path):
     assert out.count("started with seed") == 2
     assert code == 1
     assert err.endswith("unlabeled: RuntimeError: bad luck\n(debug=true shows the traceback)\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data=folder,loud", "-m", "seed=0,x"),
+        ("data=folder,loud", "seed=0,x", "--multirun"),
+        ("data=folder,loud", "seed=0,x", "hydra.mode=MULTIRUN"),
+    ],
+)
+def test_a_sweep_is_checked_wherever_its_flag_stands(app, tmp_path, words):
+    code, out, err = app(*words, "hydra.sweep.dir=sweep")
+    assert code == 2
+    assert "`seed=x`: expected an integer (with data=folder seed=x)" in err
+    assert "started" not in out
+    assert not (tmp_path / "sweep").exists()
+    right = [word.replace("seed=0,x", "seed=1,2") for word in words]
+    code, out, err = app(*right, "hydra.sweep.dir=sweep")
+    assert (code, err) == (0, "")
+    assert out.count("started with seed 1") == out.count("started with seed 2") == 2
+
+
+def test_flags_with_values_stand_anywhere(app):
+    for words in (
+        ("--cfg", "job", "data.size=3", "seed=4"),
+        ("data.size=3", "--cfg", "job", "seed=4"),
+        ("data.size=3", "seed=4", "--cfg", "job"),
+        ("data.size=3", "--cfg=job", "seed=4"),
+    ):
+        code, out, err = app(*words)
+        assert (code, err) == (0, "")
+        assert "size: 3" in out
+        assert "seed: 4" in out
+
+
+def test_a_sweep_that_a_file_asks_for_is_checked(app, tmp_path):
+    for flags in (["-m"], ["hydra.mode=MULTIRUN"]):
+        code, out, err = app("experiment=wrong", *flags, "seed=1,2", "hydra.sweep.dir=sweep")
+        assert code == 2
+        assert "`data=lud`: did you mean `data=loud`?" in err
+        assert "`data.size=x`" in err
+        assert "started" not in out
+    code, out, err = app("experiment=wrong", "-m", "data.size=1", "data=loud", "hydra.sweep.dir=s")
+    assert (code, err) == (0, "")  # the command line's values win
+    code, out, err = app("experiment=sweep", "hydra.sweep.dir=sweep")
+    assert (code, err) == (0, "")
+    assert out.count("started with seed 0") == 4
+    code, out, err = app("experiment=sweep", "seed=1,x", "hydra.sweep.dir=sweep")
+    assert code == 2
+    assert "`seed=x`: expected an integer" in err
+    code, out, err = app("experiment=wrong", "hydra.run.dir=run")  # no sweep: nothing to check
+    assert (code, err) == (0, "")
 
 
 def test_cheap_commands_import_nothing_heavy(app):

@@ -217,7 +217,9 @@ def test_a_large_sweep_composes_each_choice_but_not_each_combination(tree, monke
     monkeypatch.setattr(
         overrides,
         "_of_job",
-        lambda loader, name, job, *, targets: composed.append([o.input_line for o in job]) or [],
+        lambda loader, name, job, *, targets, cfg: (
+            composed.append([o.input_line for o in job]) or []
+        ),
     )
     overrides.mistakes(
         tree, "train", ["method=simclr,plain,none", "backbone=small,large", "seed=1,2"], sweep=True

@@ -65,7 +65,7 @@ def launch(task: Task, conf: Path | None = None) -> NoReturn:
         task: gets each job's config; returns the score that a sweep maximises.
         conf: the config tree, if not the project's own.
     """
-    arguments = get_args_parser().parse_args()
+    arguments = _arguments()
     arguments.config_path = Path(arguments.config_path or conf or conf_dir()).absolute()
     arguments.config_name = arguments.config_name or "train"
     job = _Job(task, arguments.overrides)
@@ -90,6 +90,22 @@ def launch(task: Task, conf: Path | None = None) -> NoReturn:
         except Exception as error:
             code = _failed(error, _told(error, job.debug), FAILED, job.debug)
     sys.exit(code)
+
+
+def _arguments() -> Namespace:
+    """The command line, with flags anywhere among the overrides.
+
+    Hydra, which reads it again, wants overrides in one row: `sys.argv` has them first from here.
+    """
+    arguments = get_args_parser().parse_intermixed_args()
+    overrides, flags = list(arguments.overrides), []
+    for word in sys.argv[1:]:
+        if word in overrides:
+            overrides.remove(word)
+        elif word != "--":
+            flags.append(word)
+    sys.argv[1:] = [*arguments.overrides, *flags]
+    return arguments
 
 
 class _Job:
@@ -148,7 +164,7 @@ def _check(arguments: Namespace, *, targets: bool) -> None:
         arguments.config_path,
         arguments.config_name,
         arguments.overrides,
-        sweep=arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides,
+        sweep=arguments.multirun,
         targets=targets,
         more=arguments.config_dir,
     )

@@ -15,7 +15,8 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import open_dict
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
 
 from unlabeled import config
 from unlabeled.explain import Explanation
@@ -39,7 +40,9 @@ def mistakes(
         conf: the folder of the config tree.
         name: the root config in it.
         lines: overrides as they were typed.
-        sweep: whether several values of a key are several jobs.
+        sweep: whether several values of a key are several jobs. They also are where the config
+            says `hydra.mode: MULTIRUN`, and a sweep's jobs are also those of its
+            `hydra.sweeper.params`.
         targets: import the targets too and compare their arguments.
         more: another folder of configs beside `conf`.
     """
@@ -49,27 +52,54 @@ def mistakes(
             path = f"file://{Path(more).absolute()}"
             loader.config_search_path.prepend("command-line", path, SearchPathQuery("schema", None))
             loader.repository.initialize_sources(loader.config_search_path)
+        first = _first(loader, name, lines)
+        hydra = {} if first is None else first.hydra
+        sweep = sweep or hydra.get("mode") == RunMode.MULTIRUN
+        if sweep:
+            lines = [*_of_sweeper(hydra, lines), *lines]
         read = [parse(line, sweep=sweep, loader=loader) for line in lines]
         found = [problem for override, problem in read if override is None]
         overrides = [override for override, _ in read if override is not None]
         swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
         todo = list(jobs(loader, overrides))
+        same = first if not sweep and not found else None  # the only job, composed already
         where: dict[str, list[str]] = {}  # mistake -> the jobs that have it
         for job in todo:
             label = " ".join(str(o.input_line) for o in job if o.get_key_element() in swept)
-            for line in _of_job(loader, name, job, targets=targets):
+            for line in _of_job(loader, name, job, targets=targets, cfg=same):
                 where.setdefault(line, []).append(label)
     common = len(todo)
     found += [m if len(at) == common else f"{m} (with {at[0]})" for m, at in where.items()]
     return list(dict.fromkeys(found))
 
 
+def _first(loader: ConfigLoader, name: str, lines: Sequence[str]) -> DictConfig | None:
+    """The config of the first job on a command line, if there is one: it may ask for a sweep."""
+    read = [parse(line, sweep=True, loader=loader)[0] for line in lines]
+    try:
+        return composed(name, next(jobs(loader, [o for o in read if o is not None])))
+    except Exception:  # told later, with all other mistakes
+        return None
+
+
+def _of_sweeper(hydra: Any, lines: Sequence[str]) -> list[str]:
+    """What `hydra.sweeper.params` sweeps over, as overrides; the command line's win."""
+    params = hydra.get("sweeper", {}).get("params") or {}
+    typed = {line.lstrip("+").partition("=")[0] for line in lines}
+    return [f"{key}={value}" for key, value in params.items() if key.lstrip("+") not in typed]
+
+
 def _of_job(
-    loader: ConfigLoader, name: str, job: Sequence[Override], *, targets: bool
+    loader: ConfigLoader,
+    name: str,
+    job: Sequence[Override],
+    *,
+    targets: bool,
+    cfg: DictConfig | None,
 ) -> list[str]:
     found: list[str] = []
     try:
-        cfg = composed(name, job)
+        cfg = cfg or composed(name, job)
     except Exception as error:  # one mistake, and perhaps not the only one
         explanation = Explanation(loader, name)
         cfg = explanation.of(job, error)
