@@ -1,0 +1,89 @@
+"""The recipes of conf/experiment/imagenet are the published ones, number by number."""
+
+import re
+
+import pytest
+import torch
+from conftest import CONF
+from hydra.utils import instantiate
+
+# name: images of an update and of a device, epochs, lr at that batch, its last value, weight decay
+LARGE = {
+    "barlow_twins": (2048, 64, 1000, 1.6, 1.6e-3, 1.5e-6),
+    "byol": (4096, 128, 1000, 3.2, 0, 1.5e-6),
+    "clusterfit": (256, 32, 105, 0.1, 1e-5, 1e-4),
+    "deepcluster": (256, 256, 500, 0.05, 0.05, 1e-5),
+    "deepcluster_v2": (4096, 64, 800, 4.8, 4.8e-3, 1e-6),
+    "dino": (1024, 64, 800, 2e-3, 1e-6, 0.04),
+    "distillation": (256, 32, 105, 0.1, 1e-5, 1e-4),
+    "jigsaw": (256, 32, 105, 0.1, 1e-5, 1e-4),
+    "moco": (256, 32, 200, 0.03, 3e-4, 1e-4),
+    "moco_v2": (256, 32, 800, 0.03, 0, 1e-4),
+    "npid": (256, 32, 200, 0.03, 3e-4, 1e-4),
+    "pirl": (1024, 32, 800, 0.12, 1.2e-4, 1e-4),
+    "pirl_jigsaw_rotation": (1024, 32, 400, 0.12, 1.2e-4, 1e-4),
+    "pirl_mlp": (1024, 32, 800, 0.12, 1.2e-4, 1e-4),
+    "pirl_rotation": (1024, 32, 400, 0.12, 1.2e-4, 1e-4),
+    "rotation": (256, 32, 105, 0.1, 1e-5, 1e-4),
+    "seer": (8192, 16, 1, 9.6, 9.6e-3, 1e-5),
+    "simclr": (4096, 128, 1000, 4.8, 0, 1e-6),
+    "simsiam": (512, 64, 100, 0.1, 0, 1e-4),
+    "supervised": (256, 32, 105, 0.1, 1e-5, 1e-4),
+    "swav": (4096, 64, 800, 4.8, 4.8e-3, 1e-6),
+    "vicreg": (2048, 64, 1000, 1.6, 1.6e-3, 1e-6),
+}
+STEPS = {
+    **{
+        name: [30, 60, 90, 100]
+        for name in ("clusterfit", "distillation", "jigsaw", "rotation", "supervised")
+    },
+    **{name: [120, 160] for name in ("moco", "npid")},
+}
+IMAGES = 1_281_167
+
+
+@pytest.fixture(scope="module")
+def recipe(compose):
+    """A function: name -> the config of a full-scale run, and images per device of its header."""
+
+    def of(name):
+        needs = {"clusterfit": ["method.source.path=x"], "distillation": ["method.teacher.path=x"]}
+        cfg = compose(f"experiment=imagenet/{name}", "data.root=x", *needs.get(name, []))
+        header = (CONF / f"experiment/imagenet/{name}.yaml").read_text()
+        found = re.search(r"trainer\.devices=(\d+)(?: trainer\.num_nodes=(\d+))?", header)
+        return cfg, cfg.data.batch_size / (int(found[1]) * int(found[2] or 1))
+
+    return of
+
+
+def rates(cfg, per_epoch):
+    """The learning rate at every update's start, and after the last."""
+    optim = instantiate(cfg.method.optim)
+    optim.optimizer = torch.optim.SGD
+    steps = cfg.trainer.max_epochs * per_epoch
+    size, net = cfg.data.batch_size, torch.nn.Linear(2, 2)
+    made = optim(net, batch_size=size, steps=steps, steps_per_epoch=per_epoch)
+    schedule = made["lr_scheduler"]["scheduler"]
+    base = schedule.base_lrs[0]
+    return [base * schedule.lr_lambdas[0](step) for step in range(steps + 1)]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_full_scale_recipes_are_the_published_ones(recipe, name):
+    cfg, per_device = recipe(name)
+    batch, share, epochs, lr, last, decay = LARGE[name]
+    got = (cfg.data.batch_size, per_device, cfg.trainer.max_epochs)
+    assert got == (batch, share, epochs)
+    assert cfg.method.optim.weight_decay == decay
+    lrs = rates(cfg, 100)
+    assert max(lrs) == pytest.approx(lr, rel=1e-3)
+    assert lrs[-1] == pytest.approx(last, rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_fall_at_the_start_of_the_published_epochs(recipe, name):
+    cfg, _ = recipe(name)
+    for per_epoch in (7, IMAGES // 256):
+        lrs = rates(cfg, per_epoch)
+        drops = [i for i in range(1, len(lrs)) if lrs[i] < lrs[i - 1] * 0.5]
+        assert drops == [epoch * per_epoch for epoch in STEPS[name]]
