@@ -25,8 +25,10 @@ SMALL = [
     "evals=none",
 ]
 OWN = {
+    "colorization": ["method.grey=null"],  # the images have no colours
     "moco": ["method.queue=40", "backbone.bn_splits=2"],
     "moco_v2": ["method.queue=40", "backbone.bn_splits=2"],
+    "mae": ["backbone=vit_tiny_small_image"],
     "npid": ["method.negatives=24"],
     "pirl": ["method.negatives=24"],
     "pirl_jigsaw_rotation": ["method.negatives=24"],
@@ -41,6 +43,12 @@ OWN = {
     "demo": ["method.clusters=5"],
     "dino": ["method.outputs=12", "method.hidden=16", "method.bottleneck=8"],
     "jigsaw": ["method.augment.permutations=10"],
+    "denoising_autoencoder": ["method.decoder.widths=[16, 8, 8]"],
+    "inpainting": ["method.decoder.widths=[16, 8, 8]"],
+    "inpainting_adversarial": [
+        *("method.decoder.widths=[16, 8]", "method.decoder.units=16"),
+        *("method.discriminator.side=14", "method.discriminator.width=8"),
+    ],
 }
 
 
@@ -48,7 +56,9 @@ def small(method: str) -> list[str]:
     """Overrides of a tiny run of a method."""
     has = (CONF / f"experiment/cifar10/{method}.yaml").exists()
     chosen = [f"experiment=cifar10/{method}"] if has else [f"method={method}"]
-    return [*chosen, *SMALL, *OWN.get(method, [])]
+    own = OWN.get(method, [])
+    other = any(line.startswith("backbone=") for line in own)
+    return [*chosen, *(x for x in SMALL if not (other and x.startswith("backbone"))), *own]
 
 
 @pytest.fixture(scope="session")
