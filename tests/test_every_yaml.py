@@ -56,6 +56,10 @@ METHOD = {
     "byol": ["method.hidden=16"],
     "demo": ["method.clusters=4"],
     "clusterfit": ["method.source.path=SOURCE", "method.clusters=4"],
+    "cpc": [
+        *("decode.size=16", "decode.resize=18", "method.augment.size=8", "method.augment.stride=4"),
+        *("method.width=8", "method.steps=1", "method.skip=1"),
+    ],
     "deepcluster": ["method.clusters=4", "method.hidden=[8]"],
     "deepcluster_v2": [*SMALL_CROPS["multicrop"], "method.prototypes=6", "method.hidden=16"],
     "dino": [
@@ -71,6 +75,10 @@ METHOD = {
     "npid": ["method.negatives=8"],
     "pirl": [*SMALL_CROPS["pirl"], *SMALL_TILES["pirl"], "method.negatives=8"],
     "pirl_rotation": ["method.negatives=8"],
+    "relative_position": [
+        *("decode.size=44", "decode.count=2", "method.hidden=[8]", "method.augment.cut.size=12"),
+        *("method.augment.cut.gap=2", "method.augment.cut.jitter=1"),
+    ],
     "seer": [*SMALL_CROPS["multicrop"], "method.prototypes=8", "method.hidden=16"],
     "simclr": ["method.hidden=16"],
     "simsiam": ["method.dim=16", "method.bottleneck=8"],
@@ -84,9 +92,22 @@ METHOD = {
         "method.discriminator.width=8",
     ],
 }
+METHOD["cpc_v2"] = METHOD["cpc"]
 METHOD["pirl_mlp"] = METHOD["pirl_jigsaw_rotation"] = METHOD["pirl"]
+WITH_CELLS = [*SMALL_CROPS["jigsaw"], "method.augment.cut.size=8", "method.hidden=[8]"]
+OTHERWISE = {"relative_position_cells": ["decode=jigsaw", *WITH_CELLS]}  # than the method's own augmentation
+WITH_TILES = ["decode.size=120", "decode.resize=120", "method.augment.tile=36", "method.dim=8"]
+ALEXNET = ["data.size=64", "data.eval_decode.size=64", "data.eval_decode.resize=64"]
 CIFAR = {
     **METHOD,
+    "relative_position_resnet50": WITH_CELLS,
+    "jigsaw_alexnet": [
+        "backbone=alexnet",
+        *WITH_TILES,
+        "method.augment.permutations=5",
+        "method.hidden=[8]",
+    ],
+    "rotation_alexnet": ["backbone=alexnet_bn", *ALEXNET, "backbone.hidden=[8,8]"],
     "moco": [*METHOD["moco"], "backbone.bn_splits=2"],
     "moco_v2": [*METHOD["moco_v2"], "backbone.bn_splits=2"],
     "swav": [*METHOD["swav"], "method.queue=16"],
@@ -96,18 +117,23 @@ CIFAR = {
     ],
 }
 BACKBONE = {
-    "alexnet": ["data.size=64", "data.eval_decode.size=64", "data.eval_decode.resize=64"],
+    "alexnet": ALEXNET,
     "checkpoint": ["backbone.path=SOURCE"],
     "timm": ["backbone.name=test_resnet"],
     "torchvision": ["backbone.name=resnet18"],
 }
 BACKBONE["alexnet_bn"] = BACKBONE["sobel_alexnet"] = BACKBONE["alexnet"]
+BACKBONE["context_alexnet"] = [*ALEXNET, "backbone.model.hidden=[8]"]
 BACKBONE["classifier"] = ["backbone.path=TEACHER"]
 AUGMENT = {  # the method that takes it, where it is not one of two views
     "colorization": "colorization",
     **dict.fromkeys(["clusterfit", "mild_single", "none", "single", "supervised"], "supervised"),
-    **{name: name for name in ("dino", "jigsaw", "pirl", "rotation", "swav")},
+    **{name: name for name in ("cpc", "cpc_v2", "dino", "jigsaw", "pirl", "rotation", "swav")},
     "jigsaw_small": "jigsaw",
+    **dict.fromkeys(
+        ["relative_position", "relative_position_cells", "relative_position_small"],
+        "relative_position",
+    ),
     **dict.fromkeys(
         ["denoising", "denoising_masking", "denoising_salt_and_pepper"], "denoising_autoencoder"
     ),
@@ -115,9 +141,15 @@ AUGMENT = {  # the method that takes it, where it is not one of two views
     "inpainting_centre": "inpainting_adversarial",
     **{name: name for name in ("npid", "pirl_mlp", "pirl_rotation")},
 }
-DECODE = {"center": "supervised", "one": "supervised", "jigsaw": "jigsaw", "pirl": "pirl"}
+DECODE = {
+    "relative_position": "relative_position",
+    "center": "supervised",
+    "one": "supervised",
+    "jigsaw": "jigsaw",
+    "pirl": "pirl",
+}
 DECODE |= {"mild": "supervised", "multicrop": "swav", "two": "simclr", "npid": "npid"}
-DECODE |= {"inpainting": "inpainting"}
+DECODE |= {"inpainting": "inpainting", "cpc": "cpc", "cpc_v2": "cpc_v2"}
 DECODE |= {"mae": "supervised", "moco": "simclr", "seer": "seer", "multicrop_dino": "dino"}
 EVAL = {  # what an evaluation needs at that size
     "all": ["data.layout.test_share=0.5"],
@@ -129,7 +161,12 @@ MORE_THAN_SHARES = {"clustering", "health"}  # evaluations with scores that are 
 DATA = ["data.batch_size=4", "data.limit=8", "data.workers=0"]  # all else as the file says
 
 
-OTHER_BACKBONE = {"mae", "none"}  # than a ResNet, whose width can be set
+OTHER_BACKBONE = {
+    "mae",
+    "none",
+    "jigsaw_alexnet",
+    "rotation_alexnet",
+}  # than a ResNet, whose width can be set
 PLACES = {"optim": "optim@method.optim"}
 
 
@@ -150,7 +187,7 @@ def overrides(name: str) -> list[str]:
         return [*small, *chosen(option)]
     if group == "augment":
         method = AUGMENT.get(option, "simclr")
-        small = METHOD.get(method, [])
+        small = OTHERWISE.get(option, METHOD.get(method, []))
         return [*SMALLEST, f"method={method}", f"augment@method.augment={option}", *small]
     if group == "decode":
         method = DECODE[option]

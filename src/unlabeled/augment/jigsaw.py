@@ -24,6 +24,7 @@ class Jigsaw(nn.Module):
         seed: of that choice.
         grid: cells per side.
         tile: side of a tile in pixels, at a random place in its cell.
+        shift: every channel of every tile is moved by 0 to that many pixels, see `Tiles`.
         per_tile_normalize: every channel of every tile to zero mean and unit variance, in place
             of ImageNet's, so that brightness does not tell neighbours.
     """
@@ -39,10 +40,11 @@ class Jigsaw(nn.Module):
         seed: int = 0,
         grid: int = 3,
         tile: int = 64,
+        shift: int = 0,
         per_tile_normalize: bool = False,
     ) -> None:
         super().__init__()
-        self.chain, self.cut = Chain(chain), Tiles(grid=grid, size=tile)
+        self.chain, self.cut = Chain(chain), Tiles(grid=grid, size=tile, shift=shift)
         self.per_tile_normalize = per_tile_normalize
         self.register_buffer("permutations", orders(permutations, grid, criterion, seed))
 

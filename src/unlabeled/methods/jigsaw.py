@@ -6,11 +6,16 @@ Goyal, Mahajan, Gupta and Misra, ICCV 2019. https://arxiv.org/abs/1905.01235 (th
     slot i of an image holds tile perm[p][i]; every tile goes through the trunk alone
     L = CE(W [g(f(slot 1)), ..., g(f(slot 9))], p)            p: one of P permutations
 
-g, shared by the tiles, is a linear layer with batch norm and ReLU. The permutations are a buffer
-of the augmentation, so that a checkpoint brings the answers back with the questions.
+g, shared by the tiles, is a linear layer with norm and ReLU. Behind the concatenation the ResNets
+of 2019 have the linear layer W alone, the AlexNets of 2016 a `hidden` one of 4096 before it. The
+permutations are a buffer of the augmentation, so that a checkpoint brings the answers back with
+the questions. Invariants: chance is log P; shuffling slots shuffles blocks of the concatenation.
+Traps: permutation files number tiles from 1, and by columns in VISSL; tiles flipped or turned
+grey one by one; slots and tiles exchanged.
 """
 
-from typing import ClassVar, cast
+from collections.abc import Sequence
+from typing import ClassVar, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +23,8 @@ from torch import Tensor, nn
 from unlabeled.batch import Batch
 from unlabeled.method import Method
 from unlabeled.optim import Optim
+from unlabeled.parts.dense import Dense
+from unlabeled.parts.precision import full_precision
 
 
 class Jigsaw(Method):
@@ -28,24 +35,32 @@ class Jigsaw(Method):
         augment: gives tiles (B, T, 3, h, w), `target`, and has the (P, T) `permutations`.
         optim: see `Method`.
         dim: width of g, per tile.
+        hidden: widths of layers between the concatenation and W.
+        norm: of g and of these layers: "batch" (of this process), "sync" (of all) or "none".
     """
 
     pretext: ClassVar[bool] = True
 
     def __init__(
-        self, backbone: nn.Module, augment: nn.Module, optim: Optim, *, dim: int = 1000
+        self,
+        backbone: nn.Module,
+        augment: nn.Module,
+        optim: Optim,
+        *,
+        dim: int = 1000,
+        hidden: Sequence[int] = (),
+        norm: Literal["batch", "sync", "none"] = "batch",
     ) -> None:
         super().__init__(backbone, augment, optim)
         count, tiles = cast(Tensor, augment.permutations).shape
-        self.tile_head = nn.Sequential(
-            nn.Linear(self.feature_dim, dim), nn.BatchNorm1d(dim), nn.ReLU(inplace=True)
-        )
-        self.head = nn.Linear(tiles * dim, count)
+        self.tile_head = Dense(self.feature_dim, dim, norm=norm)
+        self.hidden = Dense(tiles * dim, *hidden, norm=norm)
+        self.head = nn.Linear(self.hidden.dim, count)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         (tiles,), target = batch["views"], cast(Tensor, batch["target"])  # B T 3 h w
         h = self.backbone(tiles.flatten(0, 1))  # BT D
-        logits = self.head(self.tile_head(h).view(len(tiles), -1))  # B P
+        logits = self.head(self.hidden(self.tile_head(h).view(len(tiles), -1)))  # B P
         self.watch(features=h.view(len(tiles), -1, h.shape[1]).mean(1))
         self.note("accuracy", (logits.argmax(1) == target).float().mean())
-        return {"jigsaw": F.cross_entropy(logits.float(), target)}
+        return {"jigsaw": full_precision(F.cross_entropy)(logits, target)}

@@ -5,7 +5,13 @@ Gidaris, Singh and Komodakis, ICLR 2018. https://arxiv.org/abs/1803.07728
     L = mean over images and r in {0, 1, 2, 3} of CE(F(rot(x, 90 r)), r)
 
 The augmentation flips first and rotates last, by transposition: after a flip, rotations by 90 and
-270 degrees would be the same picture, and interpolation would give the answer away.
+270 degrees would be the same picture, and interpolation would give the answer away. The paper sees
+all four turns of an image in one batch, VISSL one at random: `augment.copies`. The paper's AlexNet
+has batch norm and fc6, fc7 in the trunk (`backbone=alexnet_bn backbone.features=grid
+backbone.hidden=[4096,4096]`).
+Invariants: turns add up modulo 4 and undo one another exactly; labels are balanced; a picture that
+looks the same in all four costs log 4; mirror(turn(x)) = turn back(mirror(x)).
+Traps: a flip after the turn, turned rectangles, interpolation, held-out images that are not turned.
 """
 
 from typing import ClassVar, cast
@@ -16,6 +22,7 @@ from torch import Tensor, nn
 from unlabeled.batch import Batch
 from unlabeled.method import Method
 from unlabeled.optim import Optim
+from unlabeled.parts.precision import full_precision
 
 
 class Rotation(Method):
@@ -39,4 +46,4 @@ class Rotation(Method):
         logits = self.head(h)
         self.watch(features=h[: len(batch["index"])])  # the first copy of every image
         self.note("accuracy", (logits.argmax(1) == target).float().mean())
-        return {"rotation": F.cross_entropy(logits.float(), target)}
+        return {"rotation": full_precision(F.cross_entropy)(logits, target)}
