@@ -307,7 +307,7 @@ def test_a_long_curve_keeps_its_end_and_its_mean():
 
 def test_axis_ticks_are_round_and_cover_the_data():
     for low, high in [(0.0, 0.87), (3.81, 5.54), (-2.0, 1480.0), (1e-7, 3e-7), (7.0, 7.0)]:
-        first, last, ticks = charts._axis(low, high, 4)
+        first, last, ticks = charts.axis(low, high, 4)
         assert first <= low <= high <= last
         assert 2 <= len(ticks) <= 7
 

@@ -1,7 +1,7 @@
 """What an evaluation is given, what it returns, and what it expects of the data."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -87,11 +87,18 @@ class Result:
         details: protocol, stage, hyperparameters and selection of every score.
         per_image: values (n,) whose mean is the score, for the bootstrap; a score that is not
             a mean over images has its own `ci95` in its details instead.
+        figures: arrays of what the report draws, by name. Each has a `kind`, a `title` and may
+            have a `note`; by kind: "neighbours", as `evaluate.figures.neighbours`; "sheet",
+            `titles` (c,) and `column0` ... uint8 (n, h, w, 3), a row per image; "curves", `x`
+            (n,), `names` (s,), `y` (s, n) and optionally `low`, `high`, `xlabel`, `ylabel`,
+            `log`, `percent`; "points", `x`, `y`, `names` (n,) and optionally `group`, `xlabel`,
+            `ylabel`, `percent`.
     """
 
     scores: Mapping[str, float]
     details: Mapping[str, dict[str, Any]]
     per_image: Mapping[str, Tensor]
+    figures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 BESIDE = (  # what every score carries
     "protocol",
@@ -28,6 +31,7 @@ class Scores:
     def __init__(self) -> None:
         self._values: dict[str, float] = {}
         self._details: dict[str, dict[str, Any]] = {}
+        self.figures: dict[str, Mapping[str, Any]] = {}  # by name, as scores
         self.skipped: dict[str, str] = {}  # evaluation -> reason
         self.finished: list[str] = []  # evaluations whose scores are here
 
@@ -50,11 +54,15 @@ class Scores:
         self._values[name], self._details[name] = float(value), dict(details)
 
     def write(self, folder: Path) -> None:
-        """`scores.json` and `scores_details.json`, each whole or not at all.
+        """`scores.json` and `scores_details.json`, each whole or not at all, and figures/*.npz.
 
         Scores of evaluations that are not among these stay in the files.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        for name, arrays in self.figures.items():
+            path = folder / "figures" / (name.replace("/", ".") + ".npz")
+            path.parent.mkdir(exist_ok=True)
+            np.savez_compressed(path, allow_pickle=False, **arrays)
         for file, new in (
             ("scores_details.json", self._details),
             ("scores.json", self._values),  # last: whoever finds it finds the details

@@ -110,6 +110,8 @@ def evaluate(
                     if other and not prefix and name in baseline
                 }
                 _add(scores, f"{prefix}{name}/", result, others, common)
+                drawn = result.figures.items()
+                scores.figures |= {f"{prefix}{name}/{title}": arrays for title, arrays in drawn}
     scores.finished = [*chosen, *tuned]
     return scores
 

@@ -127,8 +127,7 @@ def kmeans(
         labels, centroids = kmeans_alone(
             features, clusters, iterations=iterations, seed=seed, spherical=spherical
         )
-    device = features.device
-    return Clusters(broadcast(labels.to(device)).cpu(), broadcast(centroids.to(device)).cpu())
+    return Clusters(*(broadcast(x.to(features.device)).cpu() for x in (labels, centroids)))
 
 
 def kmeans_alone(

@@ -32,7 +32,7 @@ def line(
     """
     values = [v for _, curve in series for _, v in curve]
     steps = [s for _, curve in series for s, _ in curve]
-    low, high, ticks = _axis(0.0 if zero else min(values), max(values), 4 if height < 220 else 5)
+    low, high, ticks = axis(0.0 if zero else min(values), max(values), 4 if height < 220 else 5)
     first, last = min(steps), max(max(steps), min(steps) + 1)
     left, right, top, bottom = 50, width - 12, 10, height - 24
 
@@ -42,21 +42,21 @@ def line(
     def y(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
 
-    out = _grid(ticks, y, left, right, percent=percent)
-    for tick in _axis(first, last, max(3, width // 130))[2]:
+    out = grid(ticks, y, left, right, percent=percent)
+    for tick in axis(first, last, max(3, width // 130))[2]:
         if first <= tick <= last:
-            out.append(_text(x(tick), height - 6, _number(tick), "middle"))
+            out.append(text(x(tick), height - 6, number(tick), "middle"))
     for i, (name, curve) in enumerate(series):
         curve = _thin(curve)
         points = [(x(s), y(v)) for s, v in curve]
-        title = f"<title>{escape(name)}: {_number(curve[-1][1], percent=percent)}</title>"
+        title = f"<title>{escape(name)}: {number(curve[-1][1], percent=percent)}</title>"
         if smooth and len(curve) > 20:
-            out.append(f'<path class="line faint s{i % 10}" d="{_path(points)}"/>')
+            out.append(f'<path class="line faint s{i % 10}" d="{path(points)}"/>')
             points = [(x(s), y(v)) for s, v in _average(curve)]
-        out.append(f'<path class="line s{i % 10}" d="{_path(points)}">{title}</path>')
+        out.append(f'<path class="line s{i % 10}" d="{path(points)}">{title}</path>')
         px, py = points[-1]
         out.append(f'<circle class="end s{i % 10}" cx="{px:.1f}" cy="{py:.1f}" r="3"/>')
-    return _svg(width, height, out)
+    return svg(width, height, out)
 
 
 def bars(table: Sequence[Row], *, width: int = 1040, height: int = 260) -> Markup:
@@ -68,20 +68,20 @@ def bars(table: Sequence[Row], *, width: int = 1040, height: int = 260) -> Marku
         height: likewise.
     """
     tops = [s.high if s.high is not None else s.value for r in table for s in r.scores.values()]
-    _, high, ticks = _axis(0.0, max(tops), 4)
+    _, high, ticks = axis(0.0, max(tops), 4)
     left, right, top, bottom = 50, width - 92, 16, height - 28
 
     def y(value: float) -> float:
         return bottom - value / high * (bottom - top)
 
-    out = _grid(ticks, y, left, right, percent=True)
+    out = grid(ticks, y, left, right, percent=True)
     if (pixels := next((r.scores["pixels"] for r in table if "pixels" in r.scores), None)) and (
         pixels.value <= high
     ):
         level = y(pixels.value)
         out.append(f'<path class="pixels dashed" d="M{left} {level:.1f}H{right}"/>')
-        out.append(_text(right + 6, level - 3, "raw pixels", "start"))
-        out.append(_text(right + 6, level + 11, _number(pixels.value, percent=True), "start"))
+        out.append(text(right + 6, level - 3, "raw pixels", "start"))
+        out.append(text(right + 6, level + 11, number(pixels.value, percent=True), "start"))
     slot = (right - left) / len(table)
     bar = min(64.0, slot * 0.34)
     for i, row in enumerate(table):
@@ -89,8 +89,8 @@ def bars(table: Sequence[Row], *, width: int = 1040, height: int = 260) -> Marku
         for kind, start in (("random", centre - bar - 2), ("trained", centre + 2)):
             if (score := row.scores.get(kind)) is not None:
                 out += _bar(score, kind, start, bar, y, bottom)
-        out.append(_text(centre, height - 8, row.stage, "middle", "label"))
-    return _svg(width, height, out)
+        out.append(text(centre, height - 8, row.stage, "middle", "label"))
+    return svg(width, height, out)
 
 
 def ranges(row: Row, low: float, high: float) -> Markup:
@@ -107,11 +107,11 @@ def ranges(row: Row, low: float, high: float) -> Markup:
                 f'<path class="interval {kind}" d="M{x(score.low):.1f} 11H{x(score.high):.1f}"/>'
             )
     for kind, score in row.scores.items():
-        title = f"<title>{kind}: {_number(score.value, percent=row.share)}</title>"
+        title = f"<title>{kind}: {number(score.value, percent=row.share)}</title>"
         out.append(
             f'<circle class="dot {kind}" cx="{x(score.value):.1f}" cy="11" r="4.5">{title}</circle>'
         )
-    return _svg(width, height, out, css="ranges")
+    return svg(width, height, out, css="ranges")
 
 
 def _bar(score: Score, kind: str, start: float, bar: float, y, bottom: float) -> list[str]:
@@ -127,32 +127,36 @@ def _bar(score: Score, kind: str, start: float, bar: float, y, bottom: float) ->
     # Inside the bar, where neither the whisker nor the pixels' line crosses it.
     inside = bottom - base > 24
     place, css = (base + 16, "inside") if inside else (min(top, base) - 8, f"value {kind}")
-    return [*out, _text(middle, place, f"{100 * score.value:.1f}", "middle", css)]
+    return [*out, text(middle, place, f"{100 * score.value:.1f}", "middle", css)]
 
 
-def _grid(ticks: Sequence[float], y, left: float, right: float, *, percent: bool) -> list[str]:
+def grid(ticks: Sequence[float], y, left: float, right: float, *, percent: bool) -> list[str]:
+    """Horizontal lines at ticks, with their numbers."""
     out = []
     for tick in ticks:
         out.append(f'<path class="grid" d="M{left} {y(tick):.1f}H{right}"/>')
-        out.append(_text(left - 8, y(tick) + 4, _number(tick, percent=percent), "end"))
+        out.append(text(left - 8, y(tick) + 4, number(tick, percent=percent), "end"))
     return out
 
 
-def _svg(width: int, height: int, parts: list[str], css: str = "chart") -> Markup:
+def svg(width: int, height: int, parts: list[str], css: str = "chart") -> Markup:
+    """A drawing of its parts."""
     body = "".join(parts)
     return Markup(f'<svg class="{css}" viewBox="0 0 {width} {height}" role="img">{body}</svg>')
 
 
-def _text(x: float, y: float, text: str, anchor: str, css: str = "") -> str:
+def text(x: float, y: float, text: str, anchor: str, css: str = "") -> str:
+    """Words in a drawing, escaped."""
     mark = f' class="{css}"' if css else ""
     return f'<text{mark} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _path(points: Sequence[tuple[float, float]]) -> str:
+def path(points: Sequence[tuple[float, float]]) -> str:
+    """Straight lines through points."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def _axis(low: float, high: float, count: int) -> tuple[float, float, list[float]]:
+def axis(low: float, high: float, count: int) -> tuple[float, float, list[float]]:
     """Round ticks, and the range that they span around the data."""
     if high - low < 1e-12 + 1e-6 * abs(high):
         low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
@@ -164,7 +168,8 @@ def _axis(low: float, high: float, count: int) -> tuple[float, float, list[float
     return ticks[0], ticks[-1], ticks
 
 
-def _number(value: float, *, percent: bool = False) -> str:
+def number(value: float, *, percent: bool = False) -> str:
+    """A number, short."""
     if percent:
         return f"{100 * value:.3g} %"
     if abs(value) >= 1e6:

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from unlabeled.report import charts, pictures
+from unlabeled.report import charts, pictures, plots
 from unlabeled.report.run import Curve, Run, read
 from unlabeled.report.scores import KINDS, TITLES, Row, headline, main, rows
 
@@ -86,6 +86,7 @@ def _content(run: Run) -> dict[str, Any]:
         "queries": near,
         "hits": pictures.hit_rate(near),
         "samples": pictures.samples(run.samples) if run.samples else [],
+        "figures": [plots.figure(name, arrays) for name, arrays in run.figures.items()],
         "map": pictures.scatter(points) if points else None,
         "legend": pictures.legend(points) if points else [],
         "projection": str(points["method"]) if points and "method" in points else "",

@@ -29,6 +29,7 @@ class Run:
     neighbours: Mapping[str, np.ndarray] | None
     embedding: Mapping[str, np.ndarray] | None
     samples: Mapping[str, np.ndarray] | None
+    figures: Mapping[str, Mapping[str, np.ndarray]]  # of evaluations, by name
 
     def get(self, path: str) -> Any:
         """The config's value at a dotted path, or None."""
@@ -68,6 +69,7 @@ def read(folder: Path) -> Run:
         neighbours=_arrays(folder / "figures/neighbours.npz"),
         embedding=_arrays(folder / "figures/embedding.npz"),
         samples=_arrays(folder / "figures/samples.npz"),
+        figures=_figures(folder / "figures"),
     )
 
 
@@ -84,6 +86,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray] | None:
         return None
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def _figures(folder: Path) -> dict[str, Mapping[str, np.ndarray]]:
+    """What evaluations drew: the trained backbone's first, then its baselines'."""
+    paths = sorted(folder.glob("*.*.npz"), key=lambda p: (p.name.startswith("baseline."), p.name))
+    return {path.stem: _arrays(path) or {} for path in paths}
 
 
 def _curves(path: Path) -> dict[str, Curve]:
