@@ -22,8 +22,8 @@ from unlabeled.parts.frozen import Frozen
 
 pytestmark = [pytest.mark.ddp, pytest.mark.xdist_group("ddp")]
 
-# Every joint-embedding method, in double precision: rounding grows tenfold with every update, and
-# an error in a gradient must not hide behind it. No batch norm but over all processes.
+# Methods whose processes share something, in double precision: rounding grows tenfold with every
+# update, and an error in a gradient must not hide behind it. No batch norm but over all processes.
 
 RUN = [
     *("backbone.norm=group", "data.limit=24", "data.batch_size=12"),  # 2 epochs of 2 steps
@@ -31,6 +31,9 @@ RUN = [
     "method.optim.warmup=0",
 ]
 OWN = {
+    "denoising_autoencoder": ["method.decoder.norm=sync"],
+    "inpainting": ["method.decoder.norm=sync"],
+    "inpainting_adversarial": ["method.decoder.norm=sync"],
     "dino": ["method.norm=sync"],
     "deepcluster": ["method.pca=8"],  # of 24 images: whitening makes much of what is hardly there
     "moco": ["backbone.bn_splits=1"],
@@ -43,7 +46,8 @@ OWN = {
 }
 OWN_FILES = (  # one of each file in methods/
     *("barlow_twins", "byol", "clusterfit", "deepcluster", "deepcluster_v2", "dino"),
-    *("distillation", "moco", "npid", "pirl", "simclr", "simsiam", "swav", "vicreg"),
+    *("denoising_autoencoder", "distillation", "inpainting", "inpainting_adversarial"),
+    *("moco", "npid", "pirl", "simclr", "simsiam", "swav", "vicreg"),
 )
 ACROSS = ("clusterfit", "deepcluster_v2", "moco", "npid", "simclr")  # by what they exchange
 OTHERS = ("moco_v2", "pirl_jigsaw_rotation", "pirl_mlp", "pirl_rotation", "seer", "supervised")

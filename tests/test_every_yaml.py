@@ -113,7 +113,7 @@ CIFAR = {
     "swav": [*METHOD["swav"], "method.queue=16"],
     "inpainting_adversarial": [
         *("decode.size=32", "method.decoder.widths=[16]", "method.decoder.units=16"),
-        "method.discriminator.width=8",
+        *("method.discriminator.side=16", "method.discriminator.width=8"),
     ],
 }
 BACKBONE = {

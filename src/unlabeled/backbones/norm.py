@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unlabeled.dist import SyncBatchNorm
 
-Norm = Literal["batch", "sync", "group", "none"]
+Norm = Literal["batch", "sync", "group", "layer", "none"]
 
 
 def norm_layer(kind: Norm, splits: int = 1) -> Callable[[int], nn.Module]:
@@ -19,17 +19,20 @@ def norm_layer(kind: Norm, splits: int = 1) -> Callable[[int], nn.Module]:
 
     Args:
         kind: "batch" (of this process), "sync" (of all processes), "group" (32 groups, or as
-            many as divide the channels; Wu & He, 2018) or "none".
+            many as divide the channels; Wu & He, 2018), "layer" (over channels and places of each
+            image, with a scale and a shift per channel; Ba et al., 2016) or "none".
         splits: "batch" only: statistics over this many equal parts of the batch.
     """
-    if kind not in ("batch", "sync", "group", "none"):
-        raise ValueError(f"norm must be batch, sync, group or none, got {kind!r}")
+    if kind not in ("batch", "sync", "group", "layer", "none"):
+        raise ValueError(f"norm must be batch, sync, group, layer or none, got {kind!r}")
     if splits < 1:
         raise ValueError(f"bn_splits must be at least 1, got {splits}")
     if splits > 1 and kind != "batch":
         raise ValueError(f"bn_splits={splits} needs norm=batch, got norm={kind}")
     if kind == "group":
         return _group_norm
+    if kind == "layer":
+        return partial(nn.GroupNorm, 1)
     if kind == "none":
         return nn.Identity
     if kind == "sync":

@@ -29,7 +29,7 @@ class RegNet(nn.Module):
             none (RegNetX).
         stem_width: channels after the stem.
         stem_stride: 2, or 1 for images of about 32 pixels.
-        norm: "batch", "sync" (over processes), "group" or "none".
+        norm: "batch", "sync" (over processes), "group", "layer" or "none".
         bn_splits: statistics over this many parts of the batch, as on as many devices.
         checkpoint_activations: recompute blocks in the backward pass instead of keeping what
             is inside them: true, or a list of stages (res2, ..., res5).

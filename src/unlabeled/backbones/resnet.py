@@ -32,10 +32,11 @@ class ResNet(nn.Module):
         stem: "imagenet" (7x7 stride 2, max-pool) or "small" (3x3, no max-pool) for
             images of about 32 pixels.
         stem_stride: of the small stem; 2 costs a quarter.
-        norm: "batch", "sync" (over processes), "group" or "none".
+        norm: "batch", "sync" (over processes), "group", "layer" or "none".
         bn_splits: statistics over this many parts of the batch, as on as many devices.
         zero_init_residual: every block starts as the identity (Goyal et al., 2017).
         widen: factor of the inner width of bottlenecks only; 2 is `wide_resnet50_2`.
+        last: the stage it ends with, "res5" or "res4" (CPC's encoder has no res5).
         checkpoint_activations: recompute blocks in the backward pass instead of keeping what
             is inside them: true, or a list of stages (res2, ..., res5).
     """
@@ -51,6 +52,7 @@ class ResNet(nn.Module):
         bn_splits: int = 1,
         zero_init_residual: bool = False,
         widen: int = 1,
+        last: Literal["res4", "res5"] = "res5",
         checkpoint_activations: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
@@ -62,6 +64,8 @@ class ResNet(nn.Module):
             raise ValueError(f"stem must be imagenet or small, got {stem!r}")
         if stem_stride not in (1, 2):
             raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}")
+        if last not in ("res4", "res5"):
+            raise ValueError(f"last must be res4 or res5, got {last!r}")
         block, counts = BLOCKS[depth]
         if widen > 1 and block is BasicBlock:
             raise ValueError(f"widen={widen} needs bottlenecks (depth 50 or more), got {depth}")
@@ -79,8 +83,10 @@ class ResNet(nn.Module):
             "bn_splits": bn_splits,
             "zero_init_residual": zero_init_residual,
             "widen": widen,
+            "last": last,
             "checkpoint_activations": listed if isinstance(listed, bool) else list(listed),
         }
+        self.last = last
         layer = norm_layer(norm, bn_splits)
         small = stem == "small"
         kernel, stride, padding = (3, stem_stride, 1) if small else (7, 2, 3)
@@ -93,21 +99,24 @@ class ResNet(nn.Module):
         self.layer1 = make(width, width, counts[0], stride=1)
         self.layer2 = make(wide, width * 2, counts[1], stride=2)
         self.layer3 = make(wide * 2, width * 4, counts[2], stride=2)
-        self.layer4 = make(wide * 4, width * 8, counts[3], stride=2)
-        self.dim = wide * 8
+        self.dim = wide * 4
+        if last == "res5":
+            self.layer4 = make(wide * 4, width * 8, counts[3], stride=2)
+            self.dim = wide * 8
         self._initialise(zero_init_residual)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(self.stages(x)["res5"], 1).flatten(1)
+        return F.adaptive_avg_pool2d(self.stages(x)[self.last], 1).flatten(1)
 
     def stages(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, C, h, w): conv1 (after norm and ReLU, before the max-pool), res2 to res5."""
         x = self.relu(self.bn1(self.conv1(x)))
         maps = {"conv1": x}
         x = self.maxpool(x)
-        for name, stage in zip(
-            STAGES, (self.layer1, self.layer2, self.layer3, self.layer4), strict=True
-        ):
+        stages = [self.layer1, self.layer2, self.layer3]
+        if self.last == "res5":
+            stages.append(self.layer4)
+        for name, stage in zip(STAGES, stages, strict=False):
             x = maps[name] = through(stage, x, recompute=name in self.recomputed)
         return maps
 
