@@ -12,6 +12,7 @@ from unlabeled.backbones.wrapped import (
     Library,
     Timm,
     Torchvision,
+    Transformer,
     timm_stages,
     torchvision_stages,
 )
@@ -99,6 +100,8 @@ def timm(
     config = {"_target_": f"{__name__}.timm", "name": name, "pretrained": pretrained}
     config |= {"logits": True} if logits else {}
     kind = Timm if timm_stages(model) and hasattr(model, "forward_intermediates") else Library
+    if all(hasattr(model, part) for part in ("patch_embed", "patch_drop", "pos_embed", "blocks")):
+        kind = Transformer
     return kind(
         model,
         size=image_size or own["input_size"][-1],

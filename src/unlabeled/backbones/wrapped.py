@@ -111,6 +111,57 @@ class Timm(Library):
         return named | {"head": features[:, :, None, None]}
 
 
+class Transformer(Timm):
+    """A vision transformer of timm, which may be shown some of an image's patches only."""
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return self.model.patch_embed.patch_size  # type: ignore[union-attr, return-value]
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens (a class token) stand before those of patches."""
+        return self.model.num_prefix_tokens  # type: ignore[return-value]
+
+    def visible(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, dim) and tokens (B, prefix + n, D) of some patches, as if alone.
+
+        Args:
+            x: images; patches count row by row.
+            kept: (B, n) int64, the patches that each image's tokens are made of.
+        """
+        model: Any = self.model
+
+        def pick(_module: nn.Module, _inputs: Any, tokens: Tensor) -> Tensor:
+            rows = kept[..., None].expand(-1, -1, tokens.shape[2])
+            return torch.cat(
+                [tokens[:, : self.prefix], tokens[:, self.prefix :].gather(1, rows)], 1
+            )
+
+        hook = model.patch_drop.register_forward_hook(pick)  # behind the positional embeddings
+        try:
+            tokens = model.forward_features(self.to_own(x))
+        finally:
+            hook.remove()
+        return _vector(model.forward_head(tokens)), tokens
+
+    def fix_positions(self, table: Callable[[int, int, int], Tensor]) -> None:
+        """Puts constants in place of the positional embeddings, which learn no more.
+
+        Args:
+            table: maps (rows, columns, D) to the embeddings (rows * columns, D) of patches; those
+                of other tokens become 0.
+        """
+        model: Any = self.model
+        fixed = torch.zeros_like(model.pos_embed.detach())
+        rows, columns = model.patch_embed.grid_size
+        values = table(rows, columns, fixed.shape[-1])
+        fixed[0, -len(values) :] = values
+        del model.pos_embed
+        model.register_buffer("pos_embed", fixed)
+
+
 def torchvision_stages(model: nn.Module) -> tuple[str, ...] | None:
     """The modules of a torchvision model whose outputs are its STAGES, if it has such."""
     if isinstance(model, zoo.ResNet):
