@@ -1,6 +1,8 @@
 """Backbones: names and outputs of torchvision's, norms, other libraries' models, loading."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -528,3 +530,35 @@ def test_gradients_in_bf16_survive_maps_of_one_position(recompute):
         y.float().square().mean().backward()
         grads.append(exact.layer4[0].conv1.weight.grad.clone())
     assert F.cosine_similarity(*(g.flatten() for g in grads), dim=0) > 0.95
+
+
+NARROW = """
+import torch
+from torch import nn
+from unlabeled.backbones.resnet import Shortcut
+
+torch.manual_seed(0)
+for channels, size in ((4, 64), (8, 64), (12, 224), (16, 64)):
+    x, plain = torch.randn(8, channels, size, size), nn.Conv2d(channels, 32, 1, 2, bias=False)
+    ours = Shortcut(channels, 32, 1, 2, bias=False).to(memory_format=torch.channels_last)
+    ours.load_state_dict(plain.state_dict())
+    given = x.to(memory_format=torch.channels_last).requires_grad_(), x.clone().requires_grad_()
+    for _ in range(3):
+        out = ours(given[0]), plain(given[1])
+        weigh = torch.randn_like(out[1])
+        for y in out:
+            (y * weigh).sum().backward()
+    torch.testing.assert_close(*out)
+    largest = plain.weight.grad.abs().max()
+    assert (ours.weight.grad - plain.weight.grad).abs().max() < 1e-4 * largest
+    torch.testing.assert_close(given[0].grad, given[1].grad)
+print("the same")
+"""
+
+
+def test_narrow_shortcuts_learn_on_every_cpu():
+    """In a process of its own, which a wrong kernel kills."""
+    done = subprocess.run(
+        [sys.executable, "-c", NARROW], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "the same\n"), done.stderr

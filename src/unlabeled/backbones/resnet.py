@@ -129,6 +129,21 @@ class ResNet(nn.Module):
                 nn.init.zeros_(last.weight)  # type: ignore[arg-type]
 
 
+class Shortcut(nn.Conv2d):
+    """A convolution of single pixels, with a stride.
+
+    With fewer channels than a vector register holds (16 with AVX-512, 8 with AVX2), oneDNN's
+    gradient of its weights writes beyond its memory if there is a stride: a CPU then crashes or
+    learns from wrong numbers (uxlfoundation/oneDNN, issue 6035). So the pixels are picked first.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.in_channels >= 16 or input.device.type != "cpu":
+            return super().forward(input)
+        rows, columns = self.stride
+        return F.conv2d(input[:, :, ::rows, ::columns], self.weight, self.bias)
+
+
 def _layer(
     block: type[BasicBlock] | type[Bottleneck],
     inplanes: int,
@@ -142,7 +157,7 @@ def _layer(
     wide = planes * block.expansion
     shortcut = None
     if stride != 1 or inplanes != wide:
-        shortcut = nn.Sequential(nn.Conv2d(inplanes, wide, 1, stride, bias=False), norm(wide))
+        shortcut = nn.Sequential(Shortcut(inplanes, wide, 1, stride, bias=False), norm(wide))
     make = partial(block, base_width=base_width, norm_layer=norm)
     first = make(inplanes, planes, stride, shortcut)
     return nn.Sequential(first, *(make(wide, planes) for _ in range(1, count)))
