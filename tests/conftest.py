@@ -29,6 +29,7 @@ OWN = {
     "moco": ["method.queue=40", "backbone.bn_splits=2"],
     "moco_v2": ["method.queue=40", "backbone.bn_splits=2"],
     "mae": ["backbone=vit_tiny_small_image"],
+    "multitask": ["method.tasks.colorization.grey=null"],
     "npid": ["method.negatives=24"],
     "pirl": ["method.negatives=24"],
     "pirl_jigsaw_rotation": ["method.negatives=24"],
