@@ -107,7 +107,7 @@ class Method(pl.LightningModule):
     def note(self, name: str, value: Tensor) -> None:
         """Logs a number of this batch beside its loss: `train/accuracy`, `held_out/accuracy`."""
         if self._noted is None:
-            self.log(f"train/{name}", value)
+            self.log(f"train/{name}", self._everywhere(value))
         else:
             self._noted[name] = value
 
@@ -192,9 +192,17 @@ class Method(pl.LightningModule):
             batch = self.augment(batch, self.draws("augment", len(batch["index"])))
         terms = self.loss(batch)
         total = torch.stack([term.float() for term in terms.values()]).sum()
-        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
-        self.log("train/loss", total.detach(), prog_bar=True)
+        for name, term in terms.items():
+            self.note(name, term)
+        self.log("train/loss", self._everywhere(total), prog_bar=True)
         return total
+
+    def _everywhere(self, x: Tensor) -> Tensor:
+        """The mean of x over processes, at the updates that loggers see: it costs a message."""
+        x, every = x.detach(), self.trainer.log_every_n_steps
+        if dist.world_size() == 1 or not every or (self.trainer.global_step + 1) % every:
+            return x
+        return dist.reduce_sum(x) / dist.world_size()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
