@@ -12,7 +12,9 @@ from unlabeled.augment.color import Grayscale
 from unlabeled.augment.geometry import Flip
 from unlabeled.augment.patches import ColorDrop, CropPad, PatchGrid, patches_of
 from unlabeled.augment.warp import Affine, Elastic
+from unlabeled.backbones.build import build
 from unlabeled.backbones.norm import norm_layer
+from unlabeled.backbones.patchwise import Patchwise
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.batch import MEAN, denormalize
 from unlabeled.dist import mine
@@ -527,3 +529,27 @@ def test_processes_are_one(world):
     alone = measured()
     for found in on_processes(world, measured):
         torch.testing.assert_close(found, alone, rtol=1e-9, atol=1e-11)
+
+
+# Evaluated patch by patch.
+
+
+def test_patch_by_patch_is_the_mean_over_patches():
+    torch.manual_seed(0)
+    net = ResNet(depth=18, width=16, stem="small", stem_stride=2, norm="layer")
+    model, x = Patchwise(net, size=8, stride=4), torch.randn(2, 3, 16, 16)
+    patches = patches_of(x, 8, 4)
+    with torch.no_grad():
+        expected = sum(net(patches[:, r, c]) for r in range(3) for c in range(3)) / 9
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+        maps = model.stages(x)
+        torch.testing.assert_close(maps["res5"].mean((2, 3)), model(x), rtol=1e-4, atol=1e-5)
+        assert (model(x) - net(x)).abs().max() > 0.01
+    assert list(maps) == ["conv1", "res2", "res3", "res4", "res5"]
+    built = build(model.config)
+    built.load_state_dict(model.state_dict())
+    assert (built.dim, built.size, built.stride) == (net.dim, 8, 4)
+    with pytest.raises(ValueError, match=r"size=8 with stride=4 .* 18 pixels"):
+        model(torch.zeros(1, 3, 18, 18))
+    with pytest.raises(ValueError, match="size and stride must be at least 1, got 8 and 0"):
+        Patchwise(net, size=8, stride=0)

@@ -124,6 +124,7 @@ BACKBONE = {
 }
 BACKBONE["alexnet_bn"] = BACKBONE["sobel_alexnet"] = BACKBONE["alexnet"]
 BACKBONE["context_alexnet"] = [*ALEXNET, "backbone.model.hidden=[8]"]
+BACKBONE["patchwise"] = ["backbone.size=8", "backbone.stride=8"]
 BACKBONE["classifier"] = ["backbone.path=TEACHER"]
 AUGMENT = {  # the method that takes it, where it is not one of two views
     "colorization": "colorization",
