@@ -93,9 +93,16 @@ METHOD = {
     ],
 }
 METHOD["cpc_v2"] = METHOD["cpc"]
+SMALL_CROPS["multitask"] = ["decode.tasks.relative_position.size=27"]
+METHOD["multitask"] = [
+    *(*SMALL_CROPS["multitask"], "method.tasks.relative_position.augment.cut.size=8"),
+    *("method.tasks.relative_position.hidden=[8]", "method.tasks.colorization.width=8"),
+]
 METHOD["pirl_mlp"] = METHOD["pirl_jigsaw_rotation"] = METHOD["pirl"]
 WITH_CELLS = [*SMALL_CROPS["jigsaw"], "method.augment.cut.size=8", "method.hidden=[8]"]
-OTHERWISE = {"relative_position_cells": ["decode=jigsaw", *WITH_CELLS]}  # than the method's own augmentation
+OTHERWISE = {
+    "relative_position_cells": ["decode=jigsaw", *WITH_CELLS]
+}  # than the method's own augmentation
 WITH_TILES = ["decode.size=120", "decode.resize=120", "method.augment.tile=36", "method.dim=8"]
 ALEXNET = ["data.size=64", "data.eval_decode.size=64", "data.eval_decode.resize=64"]
 CIFAR = {
@@ -151,10 +158,12 @@ DECODE = {
 }
 DECODE |= {"mild": "supervised", "multicrop": "swav", "two": "simclr", "npid": "npid"}
 DECODE |= {"inpainting": "inpainting", "cpc": "cpc", "cpc_v2": "cpc_v2"}
+DECODE |= {"multitask": "multitask"}
 DECODE |= {"mae": "supervised", "moco": "simclr", "seer": "seer", "multicrop_dino": "dino"}
 EVAL = {  # what an evaluation needs at that size
     "all": ["data.layout.test_share=0.5"],
     "knn_npid": ["EVAL.k=[5]"],
+    "retrieval": ["data.layout.test_share=0.5"],
     "health": ["data.layout.test_share=0.5", "EVAL.limit=20"],
     **{f"linear/{p.stem}": ["EVAL.epochs=1"] for p in (CONF / "eval/linear").glob("*.yaml")},
 }
