@@ -49,7 +49,7 @@ def cpc(backbone=None, **given):
     torch.manual_seed(0)
     settings = {"width": 8, "blocks": 2, "steps": 2, "skip": 1, **given}
     method = CPC(backbone or Mean(), nn.Identity(), None, **settings).double()
-    method.log = lambda *args, **kwargs: None
+    method.note = lambda *args: None
     for side in method.sides.values():  # v1's small start would hide differences
         for layer in side.predict:
             nn.init.normal_(layer.weight)
