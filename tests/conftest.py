@@ -12,6 +12,15 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml") if p.stem != "none")
 
+# Methods that predict labels or pixels, and compare no embeddings. Every other one must show
+# callbacks its embeddings, `watch(embeddings=...)`, and must not collapse.
+PRETEXT = {
+    *("clusterfit", "colorization", "deepcluster", "demo", "denoising_autoencoder", "distillation"),
+    *("inpainting", "inpainting_adversarial", "jigsaw", "mae", "multitask", "relative_position"),
+    *("rotation", "supervised"),
+}
+MANUAL = {"inpainting_adversarial"}  # they step by themselves, and Lightning clips nothing there
+
 # What makes any method small enough for a test: its small-image settings where it has them.
 SMALL = [
     "data=fashion_mnist_mini",

@@ -1,4 +1,4 @@
-"""A training step never makes the host wait for the device, and works on all layers at once.
+"""An update never makes the host wait for the device, and works on all layers at once.
 
 There need be no device: everything that would lie on one is put on `meta`, where tensors have
 shapes and no values. Draws are made on the CPU with values, as everywhere, so what the host may
@@ -13,11 +13,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import METHODS
+from conftest import MANUAL, METHODS
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from unlabeled import draws
 from unlabeled.backbones.resnet import ResNet
@@ -194,20 +194,15 @@ def test_a_step_of_lars_takes_few_operations(inside, spared):
         assert 0 < len(watch.ops) <= MOST
 
 
-# Whole steps.
+# Whole updates.
+
+ONCE = ("trainer.max_steps=1", "trainer.gradient_clip_val=1.0")
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_step_never_waits(tiny, name, monkeypatch):
-    all_tasks = ["decode.schedule=summed"] if name == "multitask" else []
-    method, data, trainer = tiny(name, "trainer.max_steps=1", *all_tasks)
-    trainer.fit(method, data)  # whatever is made from data or by the first batch is there
+def on_the_device(method, data, monkeypatch):
+    """A batch there, with all of the method; what depends on the kind of device left out."""
     batch = next(iter(data.train_dataloader()))
-    batch = {
-        key: [x.to(DEVICE) for x in value] if isinstance(value, list) else value
-        for key, value in batch.items()
-    }
-    batch = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    batch = tree_map(lambda x: x.to(DEVICE) if isinstance(x, Tensor) else x, batch)
     method.zero_grad()
     method.to(DEVICE).train()
     for part in vars(method).values():
@@ -215,17 +210,74 @@ def test_a_step_never_waits(tiny, name, monkeypatch):
             part.on(method.device)
     assert method.device.type == DEVICE
     assert not any(map(on_host, method.state_dict().values()))
-    # What is known of each device and not of this one, and does not touch its values.
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
     for log in ("log", "log_dict"):
         monkeypatch.setattr(method, log, lambda *args, **kwargs: None)
+    return batch
+
+
+def update(method, data, batch, optimizer):
+    """What Lightning does for a batch, in its order: the loss, and operations counted."""
+    losses = []
+
+    def compute():
+        given = data.on_after_batch_transfer(dict(batch), 0)  # crops
+        losses.append(method.training_step(given, 0))
+
+    def closure():
+        compute()
+        optimizer.zero_grad()
+        losses[0].backward()
+        method.on_before_optimizer_step(optimizer)
+        method.configure_gradient_clipping(optimizer, 1.0, "norm")
+        return losses[0]
+
     with NoConstants(), Watch() as watch:
-        batch = data.on_after_batch_transfer(batch, 0)  # crops
-        loss = method.training_step(batch, 0)
         if method.automatic_optimization:
-            loss.backward()
-            method.after_step()
+            method.optimizer_step(0, 0, optimizer, closure)
+        else:  # the whole update is in there
+            compute()
+    return losses[0], watch.ops
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_update_never_waits(tiny, name, monkeypatch):
+    all_tasks = ["decode.schedule=summed"] if name == "multitask" else []
+    clip = [] if name in MANUAL else ["trainer.gradient_clip_val=1.0"]
+    method, data, trainer = tiny(name, "trainer.max_steps=1", *clip, *all_tasks)
+    trainer.fit(method, data)  # whatever is made from data or by the first batch is there
+    batch = on_the_device(method, data, monkeypatch)
+    optimizer, after, own = None, [], method.after_step
+    if method.automatic_optimization:
+        optimizer = method.configure_optimizers()["optimizer"]
+    monkeypatch.setattr(method, "after_step", lambda: after.append(own()))
+    loss, ops = update(method, data, batch, optimizer)
     assert on_device(loss)
-    assert len(watch.ops) > 100
+    assert len(ops) > 100
+    assert len(after) == 1
     trained = [p for p in method.parameters() if p.requires_grad]
     assert all(on_device(p.grad) for p in trained)
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw", "lars"])
+def test_no_optimizer_waits(tiny, optim, monkeypatch):
+    method, data, trainer = tiny("barlow_twins", f"optim@method.optim={optim}", *ONCE)
+    trainer.fit(method, data)
+    batch = on_the_device(method, data, monkeypatch)
+    optimizer = method.configure_optimizers()["optimizer"]
+    assert type(optimizer).__name__.lower() == optim
+    for _ in range(2):  # the first makes the optimizer's state
+        update(method, data, batch, optimizer)
+    states = [tree_leaves(optimizer.state[p]) for p in method.backbone.parameters()]
+    assert all(any(map(on_device, state)) for state in states)
+
+
+@pytest.mark.parametrize("where", ["on_before_optimizer_step", "after_step"])
+def test_what_waits_in_an_update_is_found(tiny, where, monkeypatch):
+    method, data, trainer = tiny("barlow_twins", *ONCE)
+    trainer.fit(method, data)
+    batch = on_the_device(method, data, monkeypatch)
+    first = next(method.backbone.parameters())
+    monkeypatch.setattr(method, where, lambda *args: first.sum().item())
+    with pytest.raises((Waits, RuntimeError)):
+        update(method, data, batch, method.configure_optimizers()["optimizer"])
