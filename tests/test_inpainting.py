@@ -298,6 +298,7 @@ CENTRE = ["augment@method.augment=inpainting_centre", "method.augment.overlap=2"
 
 def ready(tiny, name="inpainting", *more):
     method, *rest = tiny(name, *more)
+    method.note = lambda *args: None  # there is no trainer
     return method, batch_of(method, *rest)
 
 
