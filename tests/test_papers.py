@@ -19,7 +19,7 @@ def batch_of(method, data, trainer, step=0):
     batch = data.on_after_batch_transfer(next(iter(loader)), 0)
     method.step = batch["step"]
     rows = len(batch["index"])
-    method.log = lambda *args, **kwargs: None
+    method.log = method.note = lambda *args, **kwargs: None
     return method.augment(batch, Draws(0, "augment", step, rows=rows))
 
 
