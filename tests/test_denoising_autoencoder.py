@@ -386,3 +386,13 @@ def test_what_is_explained_is_noted(tiny):
     assert set(found) == {"reconstruction", "explained"}
     error = found["reconstruction"] / batch["target"].square().mean()
     torch.testing.assert_close(found["explained"], 1 - error)
+
+
+def test_it_learns_to_restore_images_that_it_has_not_seen(tiny):
+    """The mean colour would explain nothing."""
+    few = ["data.limit=512", "data.batch_size=32", "trainer.max_epochs=5"]
+    method, data, trainer = tiny("denoising_autoencoder", *few)
+    batch = next(iter(data.unseen(64)))
+    assert method.measure(method.augmented(batch, 0), 0)["explained"] < 0.1
+    trainer.fit(method, data)
+    assert method.measure(method.augmented(batch, 0), 0)["explained"] > 0.4

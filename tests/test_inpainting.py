@@ -572,3 +572,17 @@ def test_measuring_moves_neither_side(tiny):
     assert set(found) == {"reconstruction", "adversarial", "explained", "discriminator"}
     for key, value in method.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("name", ["inpainting", "inpainting_adversarial"])
+def test_it_learns_to_fill_in_images_that_it_has_not_seen(tiny, name):
+    """The mean colour would explain nothing."""
+    few = ["data.limit=512", "data.batch_size=32", "trainer.max_epochs=5"]
+    method, data, trainer = tiny(name, *few)
+    batch = next(iter(data.unseen(64)))
+    assert method.measure(method.augmented(batch, 0), 0)["explained"] < 0.1
+    trainer.fit(method, data)
+    found = method.measure(method.augmented(batch, 0), 0)
+    assert found["explained"] > 0.4
+    if name == "inpainting_adversarial":  # neither side has won
+        assert 0.5 < found["discriminator"] < 3
