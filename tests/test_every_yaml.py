@@ -210,7 +210,8 @@ def overrides(name: str) -> list[str]:
         small = [s for s in SMALLEST if not s.startswith(("data.", "backbone.width"))]
         root = ["data.root=${oc.env:UNLABELED_DATA}/folder"] if option == "folder" else []
         once = ["trainer.max_epochs=1"] if option in ("stream", "list") else []
-        return [*small, f"data={option}", *DATA, *root, *once]
+        few = ["data.layout.train=16", "data.layout.test=8"] if option == "scenes" else []
+        return [*small, f"data={option}", *DATA, *root, *once, *few]
     if group == "trainer":
         small = [s for s in SMALLEST if not s.startswith("trainer.precision")]
         norm = ["method.norm=batch"]  # PyTorch synchronises batch norm on GPUs only

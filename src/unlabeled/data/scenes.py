@@ -1,0 +1,187 @@
+"""The layout of rendered scenes: images from a seed, kept on disk once they are made."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlabeled.data.splits import Array, Split, digest
+from unlabeled.scenes.labels import LABELS, labels, normals
+from unlabeled.scenes.render import picture
+from unlabeled.scenes.solids import CLASSES, POINTS
+from unlabeled.scenes.world import FACTOR_NAMES, World
+from unlabeled.truth import Annotation
+
+log = logging.getLogger(__name__)
+FORMAT = "1"  # raise it when the same settings render other pixels
+CHUNK = 32  # scenes that are rendered at once
+
+
+class Scenes:
+    """A solid of one of ten shapes in a room, among cards; the shape is the class.
+
+    Where it stands, how large it is, how it is turned, colours, textures, light, the room and
+    the clutter say nothing about the class. Every image is a function of (seed, split, index),
+    and of no count. Boxes, masks, segmentation, normals, key-points and factors are exact and
+    made when they are asked for: see `unlabeled.truth`.
+
+    Args:
+        size: side of the images in pixels.
+        train: number of training images.
+        test: number of test images; 0: there is no test split.
+        seed: of the world, no function of the run's, so that runs share their images.
+        solids: most solids in one image; with more than one, images have boxes but no label.
+        cards: most cards in one image.
+        vary: how much of its range each factor takes, in [0, 1], by the names in
+            `unlabeled.scenes.world.FACTORS`; 1 where nothing is given.
+        finer: rays along each side of a pixel that its colour is the mean of.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 64,
+        train: int = 10000,
+        test: int = 2000,
+        seed: int = 0,
+        solids: int = 1,
+        cards: int = 7,
+        vary: Mapping[str, float] | None = None,
+        finer: int = 2,
+    ) -> None:
+        for name, value, low in (
+            *(("size", size, 8), ("train", train, 1)),
+            *(("test", test, 0), ("finer", finer, 1)),
+        ):
+            if value < low:
+                raise ValueError(f"layout.{name} must be at least {low}, got {value}")
+        self.world = World(solids=solids, cards=cards, vary=vary, seed=seed)
+        self.size, self.finer = size, finer
+        self.counts = {"train": train, "test": test}
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        """Renders the images, or maps those that lie under the root since they were rendered."""
+        return {side: self._split(root, side, n) for side, n in self.counts.items() if n}
+
+    def pictures(
+        self, split: str, positions: Sequence[int], redraw: Mapping[str, int] | None = None
+    ) -> Tensor:
+        """Some images (B, 3, size, size) uint8, rendered now.
+
+        Args:
+            split: "train" or "test".
+            positions: of images, as without `data.limit`; any may be asked for.
+            redraw: factor -> number of another draw: the same scenes but for these factors, to
+                measure what a change of one does to features.
+        """
+        scenes = self.world.scenes(split, positions, redraw)
+        return picture(scenes, self.size, self.finer)
+
+    def _split(self, root: Path, side: str, count: int) -> Array:
+        one = self.world.solids == 1
+        known: dict[str, Annotation] = {}
+        shared = _Known(self.world, side, self.size)
+        for kind in LABELS:
+            known[kind] = _Labels(shared, kind, count)
+        return Array(
+            torch.from_numpy(self._pixels(root, side, count)),
+            self.world.classes(range(count)) if one else None,
+            CLASSES,
+            known,
+            {"keypoints": POINTS, "factors": FACTOR_NAMES},
+        )
+
+    def _pixels(self, root: Path, side: str, count: int) -> np.ndarray:
+        w = self.world
+        said = (FORMAT, side, count, self.size, self.finer, w.seed, w.solids, w.cards)
+        key = digest([repr((*said, sorted(w.vary.items()))).encode()], None, ())
+        path, shape = root / f"scenes-{key}.npy", (count, 3, self.size, self.size)
+        kept = _kept(path, shape)
+        if kept is not None:
+            return kept
+        log.warning("rendering %d %s scenes of %d pixels, once", count, side, self.size)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=root, suffix=".tmp", delete=False) as file:
+                part = Path(file.name)
+        except OSError as error:
+            log.warning("scenes are not kept for the next run: %s", error)
+            pixels = np.empty(shape, dtype=np.uint8)
+            self._render(side, pixels)
+            return pixels
+        try:
+            pixels = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+            self._render(side, pixels)
+            pixels.flush()
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        found = _kept(path, shape)
+        if found is None:
+            raise ValueError(f"{path} was written and cannot be read: is the disk full?")
+        return found
+
+    def _render(self, side: str, into: np.ndarray) -> None:
+        def put(start: int) -> None:
+            stop = min(start + CHUNK, len(into))
+            into[start:stop] = self.pictures(side, range(start, stop)).numpy()
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for _ in pool.map(put, range(0, len(into), CHUNK)):
+                pass
+
+
+def _kept(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The images in a file, or None if it is not there or damaged."""
+    try:
+        found = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == shape and found.dtype == np.uint8 else None
+
+
+class _Known:
+    """What is known about the scenes of a split; all but normals is kept once it was asked for."""
+
+    def __init__(self, world: World, split: str, size: int) -> None:
+        self.world, self.split, self.size = world, split, size
+        self.found: dict[int, dict[str, Tensor]] = {}
+
+    def __call__(self, kind: str, positions: Sequence[int]) -> Sequence[Tensor]:
+        places = [int(i) for i in positions]
+        if kind == "normals":
+            return [n for part in _chunks(places) for n in normals(self._scenes(part), self.size)]
+        for part in _chunks([i for i in dict.fromkeys(places) if i not in self.found]):
+            for i, known in zip(part, labels(self._scenes(part), self.size), strict=True):
+                del known["normals"]
+                self.found[i] = known
+        return [self.found[i][kind] for i in places]
+
+    def _scenes(self, positions: Sequence[int]):
+        return self.world.scenes(self.split, positions)
+
+
+class _Labels(Annotation):
+    """One kind of what is known about the scenes of a split."""
+
+    def __init__(self, known: _Known, kind: str, count: int) -> None:
+        self.known, self.kind, self.count = known, kind, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def several(self, positions: Sequence[int]) -> Sequence[Tensor]:
+        return self.known(self.kind, positions)
+
+
+def _chunks(positions: Sequence[int]) -> list[Sequence[int]]:
+    return [positions[i : i + CHUNK] for i in range(0, len(positions), CHUNK)]

@@ -1,0 +1,1 @@
+"""A procedural world: solids in a room, rendered with exact ground truth."""
