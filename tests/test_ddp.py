@@ -45,12 +45,20 @@ OWN = {
     "pirl_rotation": ["method.norm=sync"],
 }
 OWN_FILES = (  # one of each file in methods/
-    *("barlow_twins", "byol", "clusterfit", "deepcluster", "deepcluster_v2", "dino"),
+    *("barlow_twins", "byol", "clusterfit", "cpc", "deepcluster", "deepcluster_v2", "dino"),
     *("denoising_autoencoder", "distillation", "inpainting", "inpainting_adversarial"),
     *("moco", "npid", "pirl", "simclr", "simsiam", "swav", "vicreg"),
 )
 ACROSS = ("clusterfit", "deepcluster_v2", "moco", "npid", "simclr")  # by what they exchange
-OTHERS = ("moco_v2", "pirl_jigsaw_rotation", "pirl_mlp", "pirl_rotation", "seer", "supervised")
+OTHERS = (
+    "cpc_v2",
+    "moco_v2",
+    "pirl_jigsaw_rotation",
+    "pirl_mlp",
+    "pirl_rotation",
+    "seer",
+    "supervised",
+)
 
 
 class Losses(pl.Callback):
