@@ -161,12 +161,24 @@ DECODE |= {"inpainting": "inpainting", "cpc": "cpc", "cpc_v2": "cpc_v2"}
 DECODE |= {"multitask": "multitask"}
 DECODE |= {"mae": "supervised", "moco": "simclr", "seer": "seer", "multicrop_dino": "dino"}
 EVAL = {  # what an evaluation needs at that size
-    "all": ["data.layout.test_share=0.5"],
+    "all": [
+        "data.layout.test_share=0.5",
+        *(f"evals.{name}.epochs=1" for name in ("linear_augmented", "semisup", "finetune")),
+        *(f"evals.{name}.batch_size=8" for name in ("linear_augmented", "semisup", "finetune")),
+        *("evals.finetune.lr_trunk=[0.1]", "evals.finetune.lr_head=[0.1]"),
+    ],
     "knn_npid": ["EVAL.k=[5]"],
     "retrieval": ["data.layout.test_share=0.5"],
     "health": ["data.layout.test_share=0.5", "EVAL.limit=20"],
-    **{f"linear/{p.stem}": ["EVAL.epochs=1"] for p in (CONF / "eval/linear").glob("*.yaml")},
+    **{
+        f"{group}{p.stem}": ["EVAL.epochs=1", "EVAL.batch_size=8"]
+        for group in ("", "linear/", "linear_augmented/", "finetune/", "semisup/")
+        for p in (CONF / f"eval/{group}").glob("*.yaml")
+        if group or p.stem in ("finetune", "linear_augmented", "semisup")
+    },
 }
+for preset in [name for name in EVAL if name.startswith("semisup")]:
+    EVAL[preset].append("EVAL.share=0.5")
 MORE_THAN_SHARES = {"clustering", "health"}  # evaluations with scores that are no shares in [0, 1]
 DATA = ["data.batch_size=4", "data.limit=8", "data.workers=0"]  # all else as the file says
 
@@ -221,7 +233,7 @@ def overrides(name: str) -> list[str]:
         return [*SMALLEST, f"+eval@evals.one={option}", "baselines=true", *own]
     if group == "evals":
         key = f"evals.{option.replace('/', '_')}"
-        own = [line.replace("EVAL", key) for line in EVAL.get(option, [])]
+        own = [line.replace("EVAL.", f"{key}.") for line in EVAL.get(option, [])]
         return [*SMALLEST, f"evals={option}", *own]
     return [*SMALLEST, f"{PLACES.get(group, group)}={option}"]
 
