@@ -17,6 +17,7 @@ from unlabeled.backbones.library import timm
 from unlabeled.dist import mine
 from unlabeled.draws import Draws
 from unlabeled.methods.dino import DINO, dino_loss
+from unlabeled.optim import Optim
 from unlabeled.parts.dino_head import Head, WeightNormed
 from unlabeled.parts.drop_path import DropPath, drop_path_in, feed
 from unlabeled.parts.mlp import mlp
@@ -490,3 +491,28 @@ def test_processes_are_one(world):
     alone = measured()
     for found in on_processes(world, measured):
         torch.testing.assert_close(found, alone, rtol=1e-9, atol=1e-11)
+
+
+def test_each_gradient_is_clipped_alone(tiny):
+    most = 0.05
+    lines = [f"method.optim.clip_each={most}", "trainer.gradient_clip_val=null"]
+    method, data, trainer = tiny("dino", *lines, "trainer.max_steps=2")
+    clip, scaled = method.configure_gradient_clipping, []
+
+    def look(*args, **kwargs):
+        trained = [p for p in method.parameters() if p.grad is not None]
+        before = [p.grad.clone() for p in trained]
+        clip(*args, **kwargs)
+        for p, old in zip(trained, before, strict=True):
+            norm = old.norm().item()
+            torch.testing.assert_close(p.grad, old * (most / norm if norm > most else 1.0))
+            scaled.append(norm > most)
+
+    method.configure_gradient_clipping = look
+    trainer.fit(method, data)
+    assert set(scaled) == {True, False}
+
+
+def test_a_clip_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="clip_each must be positive"):
+        Optim(torch.optim.SGD, lr=0.1, clip_each=0.0)

@@ -199,10 +199,19 @@ class Method(pl.LightningModule):
 
     def _everywhere(self, x: Tensor) -> Tensor:
         """The mean of x over processes, at the updates that loggers see: it costs a message."""
-        x, every = x.detach(), self.trainer.log_every_n_steps
-        if dist.world_size() == 1 or not every or (self.trainer.global_step + 1) % every:
+        x, trainer = x.detach(), self.trainer
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if dist.world_size() == 1 or not every or (trainer.global_step + 1) % every:
             return x
         return dist.reduce_sum(x) / dist.world_size()
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        super().configure_gradient_clipping(*args, **kwargs)
+        if (most := self.optim.clip_each) is not None:
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            norms = torch.stack(torch._foreach_norm(grads))
+            factors = (most / norms.clamp(min=1e-12)).clamp(max=1.0)
+            torch._foreach_mul_(grads, list(factors.unbind()))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

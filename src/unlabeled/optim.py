@@ -35,6 +35,7 @@ class Optim:
         gamma: factor of a drop.
         interval: whether the schedule moves every "step" or only every "epoch".
         constant: names of submodules whose lr stays constant (SimSiam's predictor).
+        clip_each: the largest norm of each parameter's own gradient (DINO's code); None: no limit.
     """
 
     def __init__(
@@ -56,13 +57,15 @@ class Optim:
         gamma: float = 0.1,
         interval: Literal["step", "epoch"] = "step",
         constant: Sequence[str] = (),
+        clip_each: float | None = None,
     ) -> None:
+        if clip_each is not None and clip_each <= 0:
+            raise ValueError(f"clip_each must be positive, or null for no limit, got {clip_each}")
         if lr <= 0:
             raise ValueError(f"lr must be positive, got {lr}")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
-        if weight_decay_end is not None and weight_decay_end < 0:
-            raise ValueError(f"weight_decay_end must not be negative, got {weight_decay_end}")
+        for name, decay in (("weight_decay", weight_decay), ("weight_decay_end", weight_decay_end)):
+            if decay is not None and decay < 0:
+                raise ValueError(f"{name} must not be negative, got {decay}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is a share of the training, in [0, 1), got {warmup}")
         if schedule not in ("cosine", "step", "constant"):
@@ -72,15 +75,12 @@ class Optim:
         if any(not 0 <= m <= 1 for m in milestones):
             raise ValueError(f"milestones are shares of the training, got {list(milestones)}")
         self.optimizer, self.lr, self.scaling = optimizer, lr, scaling
-        self.reference_batch, self.weight_decay, self.decay_all = (
-            reference_batch,
-            weight_decay,
-            decay_all,
-        )
-        self.weight_decay_end = weight_decay_end
+        self.reference_batch, self.decay_all = reference_batch, decay_all
+        self.weight_decay, self.weight_decay_end = weight_decay, weight_decay_end
         self.norm_bias_lr, self.schedule, self.warmup = norm_bias_lr, schedule, warmup
         self.warmup_start, self.final, self.milestones = warmup_start, final, tuple(milestones)
         self.gamma, self.interval, self.constant = gamma, interval, tuple(constant)
+        self.clip_each = clip_each  # by `Method`
 
     def __call__(
         self, module: nn.Module, *, batch_size: int, steps: int, steps_per_epoch: int

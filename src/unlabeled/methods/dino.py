@@ -11,7 +11,7 @@ https://arxiv.org/abs/2104.14294
 
 From memory: the official code evaluates the teacher, has batch norm in the head with ResNets only,
 learns the rows' norms for ViT-S (`norm_last=False`), moves tau_t by epochs (here by steps), and
-clips every parameter's gradient alone (here all as one). Crops of one size are one forward.
+clips each parameter's gradient alone (`optim.clip_each=3`). Crops of one size are one forward.
 """
 
 import copy
