@@ -15,12 +15,13 @@ from unlabeled.data.splits import Array, Split, digest
 from unlabeled.scenes.labels import LABELS, labels, normals
 from unlabeled.scenes.render import picture
 from unlabeled.scenes.solids import CLASSES, POINTS
-from unlabeled.scenes.world import FACTOR_NAMES, World
+from unlabeled.scenes.world import FACTOR_NAMES, Scene, World
 from unlabeled.truth import Annotation
 
 log = logging.getLogger(__name__)
 FORMAT = "1"  # raise it when the same settings render other pixels
 CHUNK = 32  # scenes that are rendered at once
+MAPS = ("masks", "segmentation", "normals")
 
 
 class Scenes:
@@ -150,7 +151,7 @@ def _kept(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 class _Known:
-    """What is known about the scenes of a split; all but normals is kept once it was asked for."""
+    """What is known about the scenes of a split; all but maps is kept once it was asked for."""
 
     def __init__(self, world: World, split: str, size: int) -> None:
         self.world, self.split, self.size = world, split, size
@@ -160,13 +161,17 @@ class _Known:
         places = [int(i) for i in positions]
         if kind == "normals":
             return [n for part in _chunks(places) for n in normals(self._scenes(part), self.size)]
+        if kind in MAPS:
+            return [known[kind] for part in _chunks(places) for known in self._labels(part)]
         for part in _chunks([i for i in dict.fromkeys(places) if i not in self.found]):
-            for i, known in zip(part, labels(self._scenes(part), self.size), strict=True):
-                del known["normals"]
-                self.found[i] = known
+            for i, known in zip(part, self._labels(part), strict=True):
+                self.found[i] = {k: x.clone() for k, x in known.items() if k not in MAPS}
         return [self.found[i][kind] for i in places]
 
-    def _scenes(self, positions: Sequence[int]):
+    def _labels(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
+        return labels(self._scenes(positions), self.size)
+
+    def _scenes(self, positions: Sequence[int]) -> Scene:
         return self.world.scenes(self.split, positions)
 
 
