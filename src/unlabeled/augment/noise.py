@@ -1,8 +1,10 @@
 """Noise at every pixel, computed on the device from one key per image.
 
-Numbers drawn on the CPU for every pixel of a large batch would cost more than the training step.
-An image's noise is the output of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) with the image's
-key as seed, in exact integer arithmetic: the same on every device, and on any number of processes.
+`Draws` draws for the global batch on one core, in every process: a number for every pixel of 1024
+images of 224 pixels takes 0.7 s, longer than a GPU's training step. Here an image's noise is the
+output of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) with the image's key as seed, in exact
+integer arithmetic: whole numbers are the same on every device, and on any number of processes. On
+a CPU this costs five times as much as drawing: 9 ms for 128 images of 32 pixels.
 """
 
 import math
