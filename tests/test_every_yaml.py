@@ -179,7 +179,7 @@ EVAL = {  # what an evaluation needs at that size
 }
 for preset in [name for name in EVAL if name.startswith("semisup")]:
     EVAL[preset].append("EVAL.share=0.5")
-MORE_THAN_SHARES = {"clustering", "health"}  # evaluations with scores that are no shares in [0, 1]
+MORE_THAN_SHARES = {"clustering", "health", "invariance"}  # evaluations with scores that are no shares in [0, 1]
 DATA = ["data.batch_size=4", "data.limit=8", "data.workers=0"]  # all else as the file says
 
 

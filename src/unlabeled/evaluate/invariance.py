@@ -1,0 +1,163 @@
+"""How far features move when an image is transformed, at every stage."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlabeled.batch import normalize
+from unlabeled.draws import Draws, shuffled, subset
+from unlabeled.evaluate.contract import Data, Result, Shapes, Subject
+from unlabeled.evaluate.frozen import frozen
+from unlabeled.evaluate.store import shapes_of
+
+BINS = 20  # of a histogram, over distances from 0 to 2
+BATCH = 256
+
+Op = Callable[[Tensor, Draws], Tensor]  # images (B, 3, h, w) in [0, 1], which it may overwrite
+
+
+class Invariance:
+    """Distances of unit-length features of an image and of its transformed self.
+
+    After figure 4 of Misra and van der Maaten (2019): |f(I) - f(I^t)|, from 0 (invariant) to 2,
+    of average-pooled stages. Features that hardly differ between any images would look
+    invariant, so the scores are relative: `<stage>/<transform>/relative` is the mean distance
+    over the mean distance of two different images, 0 for an invariant stage and about 1 where
+    the transform makes another image of it; `<stage>/<transform>/distance` is the numerator. A
+    histogram of the final distances, and a curve over the stages, are in the report.
+
+    Args:
+        transforms: by name, ops on images in [0, 1], as those of `unlabeled.augment`.
+        limit: test images that are used, balanced over classes.
+        data: another data module than the run's.
+    """
+
+    splits = frozenset({"test"})
+    needs_labels = False
+    reads_pixels = True
+
+    def __init__(
+        self,
+        *,
+        transforms: Mapping[str, Op],
+        limit: int = 1000,
+        data: Data | None = None,
+    ) -> None:
+        if not transforms:
+            raise ValueError("transforms is empty: name at least one")
+        if limit < 2:
+            raise ValueError(f"limit must be at least 2, got {limit}")
+        self.transforms, self.limit, self.data = dict(transforms.items()), limit, data
+
+    def obstacle(self, data: Data) -> str | None:
+        """Why these data are not enough."""
+        return "it needs 2 test images, there is 1" if data.size("test") < 2 else None
+
+    def tune(self, subject: Subject) -> Result:
+        """Scores the subject, which is only looked at."""
+        data, size = subject.data, subject.data.size("test")
+        labels = data.labels("test")
+        known = None if labels is None else labels.tolist()
+        chosen = subset(known, size, min(self.limit, size), subject.seed, "invariance").tolist()
+        shapes = shapes_of(subject.backbone, data, subject.device)
+        stages = [*shapes.maps] + ([] if shapes.pooled else ["final"])
+        with frozen(subject.backbone):
+            features = self._features(subject, chosen, shapes)
+        # Every image with another one: a derangement, whatever the order of the images is.
+        order = shuffled(len(chosen), subject.seed, "invariance others")
+        other = torch.empty_like(order)
+        other[order] = order.roll(1)
+        scores: dict[str, float] = {}
+        per_image: dict[str, Tensor] = {}
+        details: dict[str, dict[str, Any]] = {}
+        histograms: dict[str, Tensor] = {}
+        for stage in stages:
+            plain = features[None][stage]
+            apart = (plain - plain[other]).norm(dim=1)
+            if stage == stages[-1]:
+                histograms["another image"] = _histogram(apart)
+            for name in self.transforms:
+                moved = (plain - features[name][stage]).norm(dim=1)
+                if stage == stages[-1]:
+                    histograms[name] = _histogram(moved)
+                values = {"relative": moved / apart.mean().clamp(min=1e-12), "distance": moved}
+                for kind, value in values.items():
+                    key = f"{stage}/{name}/{kind}"
+                    scores[key], per_image[key] = value.double().mean().item(), value
+                    details[key] = {
+                        "protocol": "distance of unit-length pooled features under a transform"
+                        + (", over that of different images" if kind == "relative" else ""),
+                        "stage": stage,
+                        "hyperparameters": {"transform": repr(self.transforms[name])},
+                        "selection": "none",
+                        "between_images": apart.mean().item(),
+                    }
+        return Result(scores, details, per_image, self._figures(scores, stages, histograms))
+
+    def _features(
+        self, subject: Subject, chosen: list[int], shapes: Shapes
+    ) -> dict[str | None, dict[str, Tensor]]:
+        """Unit-length features (n, D) of every stage: under each transform, and under None."""
+        parts = [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
+        found: dict[str | None, list[dict[str, Tensor]]] = {None: []}
+        found |= {name: [] for name in self.transforms}
+        scan = subject.data.cut("test", parts, subject.data.eval_decode, "plain")
+        for i, batch in enumerate(scan):
+            x = batch["crops"][0].to(subject.device).float() / 255
+            found[None].append(self._stages(subject, x, shapes))
+            for name, op in self.transforms.items():
+                draws = Draws(subject.seed, "invariance", name, i, rows=len(x))
+                found[name].append(self._stages(subject, op(x.clone(), draws), shapes))
+            subject.progress("invariance", i + 1, len(parts))
+        return {
+            name: {stage: torch.cat([some[stage] for some in rows]) for stage in rows[0]}
+            for name, rows in found.items()
+        }
+
+    def _stages(self, subject: Subject, x: Tensor, shapes: Shapes) -> dict[str, Tensor]:
+        x = normalize(x).contiguous(memory_format=torch.channels_last)
+        backbone: Any = subject.backbone
+        maps = backbone.stages(x) if shapes.maps else {}
+        rows = {name: m.float().mean((2, 3)) for name, m in maps.items()}
+        if not shapes.pooled:
+            rows["final"] = backbone(x).float().flatten(1)
+        return {name: F.normalize(z, dim=1).cpu() for name, z in rows.items()}
+
+    def _figures(
+        self, scores: dict[str, float], stages: list[str], histograms: dict[str, Tensor]
+    ) -> dict[str, dict[str, Any]]:
+        names = list(self.transforms)
+        figures: dict[str, dict[str, Any]] = {
+            "histogram": {
+                "kind": "curves",
+                "title": f"Distances of {stages[-1]} under transforms",
+                "note": "Unit-length features of an image and its transformed self; in the last "
+                "curve, of two different images. Share of images in each of 20 bins.",
+                "x": np.linspace(0, 2, BINS, endpoint=False) + 1 / BINS,
+                "y": np.stack([histograms[n].numpy() for n in [*names, "another image"]]),
+                "names": np.array([*names, "another image"]),
+                "xlabel": "distance",
+                "percent": True,
+            }
+        }
+        if len(stages) > 1:
+            figures["stages"] = {
+                "kind": "curves",
+                "title": "Invariance of every stage",
+                "note": "Distance under the transform over the distance of different images: 0 is "
+                f"invariant. Stages in order: {', '.join(stages)}.",
+                "x": np.arange(1, len(stages) + 1),
+                "y": np.array([[scores[f"{s}/{n}/relative"] for s in stages] for n in names]),
+                "names": np.array(names),
+                "xlabel": "stage",
+            }
+        return figures
+
+
+def _histogram(distance: Tensor) -> Tensor:
+    """(BINS,) shares of distances in [0, 2]."""
+    return torch.histc(distance.float(), BINS, 0, 2) / len(distance)

@@ -1,0 +1,121 @@
+"""`invariance`: distances of features under transforms."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_evaluate import Net
+from test_unsupervised_scores import Cut
+from torch import nn
+
+from unlabeled.augment.geometry import Flip
+from unlabeled.augment.probes import Noise, Shuffle, Turn, Zoom
+from unlabeled.batch import normalize
+from unlabeled.draws import Draws
+from unlabeled.evaluate.invariance import Invariance
+from unlabeled.evaluate.suite import evaluate
+from unlabeled.report import html
+
+ALL = {"turn": Turn(), "shuffle": Shuffle(grid=2), "flip": Flip(p=1.0)}
+
+
+class Mean(nn.Module):
+    """The mean colour, which no permutation of pixels changes, beside a stage that sees places."""
+
+    dim = 3
+
+    def stages(self, x):
+        return {"corner": x[:, :, :2, :2], "whole": x}
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def test_probes_move_pixels_as_they_say():
+    x = torch.rand(6, 3, 9, 9)
+    draws = Draws("p", rows=6)
+    turned = Turn()(x.clone(), draws)
+    for before, after in zip(x, turned, strict=True):
+        assert any(torch.equal(torch.rot90(before, k, (1, 2)), after) for k in (1, 2, 3))
+        assert not torch.equal(before, after)
+    moved = Shuffle(grid=3)(x.clone(), Draws("p", rows=6))
+    order = Draws("p", rows=6).permutations(9)
+    for b in range(6):
+        for slot in range(9):
+            tile = int(order[b, slot])
+            (r, c), (i, j) = divmod(slot, 3), divmod(tile, 3)
+            assert torch.equal(
+                moved[b, :, 3 * r : 3 * r + 3, 3 * c : 3 * c + 3],
+                x[b, :, 3 * i : 3 * i + 3, 3 * j : 3 * j + 3],
+            )
+    ragged = torch.rand(2, 3, 8, 8)
+    assert torch.equal(
+        Shuffle(grid=3)(ragged.clone(), Draws("q", rows=2))[..., 6:, :], ragged[..., 6:, :]
+    )
+    torch.testing.assert_close(Zoom(share=1.0)(x.clone(), draws), x)
+    ramp = torch.arange(8.0).view(1, 1, 1, 8).expand(50, 3, 8, 8)
+    zoomed = Zoom(share=0.25)(ramp.clone(), Draws("z", rows=50))
+    step = zoomed[..., 1:] - zoomed[..., :-1]
+    torch.testing.assert_close(step[..., 2:5], torch.full_like(step[..., 2:5], 0.5))
+    noisy = Noise(sigma=0.05)(torch.full((8, 3, 20, 20), 0.5), Draws("n", rows=8))
+    assert noisy.std().item() == pytest.approx(0.05, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("make", "bad"),
+    [(Shuffle, {"grid": 1}), (Zoom, {"share": 0.0}), (Noise, {"sigma": -1.0})],
+)
+def test_bad_probes_are_named(make, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        make(**bad)
+
+
+def test_what_is_invariant_scores_zero_and_what_is_not_does_not(tmp_path):
+    data = Cut(noise=40)
+    scores = evaluate(
+        {"inv": Invariance(transforms=ALL)}, backbone=Mean(), data=data, out=tmp_path, seed=0
+    )
+    for name in ALL:
+        assert scores.values[f"inv/whole/{name}/relative"] == pytest.approx(0, abs=1e-5)
+        assert scores.values[f"inv/corner/{name}/relative"] > 0.05
+    x = normalize(data.pixels["test"].float() / 255)
+    f = F.normalize(x[:, :, :2, :2].mean((2, 3)), dim=1)
+    g = F.normalize(x.flip(-1)[:, :, :2, :2].mean((2, 3)), dim=1)
+    expected = (f - g).norm(dim=1).mean().item()
+    assert scores.values["inv/corner/flip/distance"] == pytest.approx(expected, rel=1e-4)
+    details = scores.details["inv/corner/flip/relative"]
+    assert scores.values["inv/corner/flip/relative"] == pytest.approx(
+        expected / details["between_images"], rel=1e-4
+    )
+    low, high = details["ci95"]
+    assert low < scores.values["inv/corner/flip/relative"] < high
+    scores.write(tmp_path)
+    assert "Invariance of every stage" in html.write(tmp_path).read_text()
+
+
+def test_it_runs_beside_its_baselines(tmp_path):
+    torch.manual_seed(0)
+    scores = evaluate(
+        {"inv": Invariance(transforms={"noise": Noise(sigma=0.1)}, limit=20)},
+        backbone=Net(end=True),
+        random_backbone=Net(end=True),
+        data=Cut(noise=40),
+        out=tmp_path,
+        seed=0,
+    )
+    for stage in ("one", "two", "final"):
+        assert f"inv/{stage}/noise/relative" in scores.values
+        assert f"baseline/random/inv/{stage}/noise/relative" in scores.values
+    assert scores.details["inv/final/noise/relative"]["n"] == 20
+
+
+def test_a_mean_distance_between_images_has_no_image_beside_itself():
+    order = torch.randperm(7)
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)
+    assert not (other == torch.arange(7)).any()
+
+
+@pytest.mark.parametrize("bad", [{"transforms": {}}, {"limit": 1}])
+def test_bad_settings_are_named(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Invariance(**({"transforms": ALL} | bad))
