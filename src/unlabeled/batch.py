@@ -19,6 +19,7 @@ class Batch(TypedDict, total=False):
     label: Tensor  # (B,) int64, never read by a self-supervised loss
     step: int  # how many batches the run has drawn before this one: the key of randomness
     task: str  # which of a multi-task method's tasks made this batch
+    tasks: dict[str, "Batch"]  # or what each of them made: crops, then views, mask and target
 
     views: list[Tensor]  # what the loss sees: float32, normalised, any trailing shape
     mask: Tensor  # 1 where the loss looks

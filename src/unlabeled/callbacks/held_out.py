@@ -69,14 +69,15 @@ class HeldOut(pl.Callback):
 
     def _keep(self, trainer: pl.Trainer, method: Any) -> None:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            batch = next(iter(_batches(trainer, method, self.limit)))
-            first = Batch(
-                crops=[x[: self.pictures] for x in batch["crops"]],  # type: ignore[typeddict-item]
-                index=batch["index"][: self.pictures],  # type: ignore[typeddict-item]
-            )
             training = method.training
             method.eval()
-            columns = method.pictures(method.augmented(first, 0))
+            columns: dict[str, Tensor] = {}
+            shown: set[str | None] = set()  # tasks, where there are several
+            for batch in _batches(trainer, method, self.limit):
+                if batch.get("task") in shown:
+                    break
+                shown.add(batch.get("task"))
+                columns |= method.pictures(method.augmented(_first(batch, self.pictures), 0))
             method.train(training)
         if not columns:
             return
@@ -94,6 +95,15 @@ def _measurable(trainer: pl.Trainer, method: Any) -> bool:
 def _batches(trainer: pl.Trainer, method: Any, limit: int) -> Any:
     for batch in trainer.datamodule.unseen(limit):  # type: ignore[attr-defined]
         yield method.transfer_batch_to_device(batch, method.device, 0)
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """A batch's first images, and its task if it has one."""
+    crops, index = [x[:count] for x in batch.get("crops", [])], batch["index"][:count]  # type: ignore
+    first = Batch(crops=crops, index=index)
+    if "task" in batch:
+        first["task"] = batch["task"]
+    return first
 
 
 def _bytes(x: Tensor) -> Any:

@@ -1,6 +1,6 @@
 """The data module of images: any layout, from files or from memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from unlabeled.data.reading import MemoryRows, TrainingRows
 from unlabeled.data.sampler import Batches, Loader
 from unlabeled.data.splits import digest, divide
 from unlabeled.data.store import Store, cores
+from unlabeled.data.tasks import Tasks, by_task, filled, in_turn
 from unlabeled.draws import Draws, shuffled, subset
 
 Side = Literal["train", "test"]
@@ -30,7 +31,7 @@ class Images(Annotations, pl.LightningDataModule):
     Args:
         root: the folder of the data set.
         layout: reads the root: see `unlabeled.data.layouts`.
-        decode: random crops for training.
+        decode: random crops for training; of each task of a multi-task method, see `Tasks`.
         eval_decode: one fixed crop for evaluations.
         batch_size: images of one forward over all processes.
         limit: use only so many training images, balanced over classes, fixed by the seed.
@@ -47,7 +48,7 @@ class Images(Annotations, pl.LightningDataModule):
         *,
         root: str,
         layout: Layout,
-        decode: Decode,
+        decode: Decode | Mapping[str, Decode],
         eval_decode: Decode,
         batch_size: int = 256,
         limit: int | None = None,
@@ -71,10 +72,12 @@ class Images(Annotations, pl.LightningDataModule):
             if not 0 <= share < 1:
                 raise ValueError(f"data.{name} must be in [0, 1), got {share}")
         self.root = Path(root).expanduser()
-        self.decode, self.eval_decode = decode, eval_decode
+        self.decode: Decode = Tasks(tasks=decode) if isinstance(decode, Mapping) else decode
+        self.eval_decode = eval_decode
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.tier, self.side, self.val_share = tier, size, val_share
-        self.gives = frozenset({"crops", "index"})  # with "label" from `setup` on if there are any
+        cut = {"crops", "task"} if isinstance(self.decode, Tasks) else {"crops"}
+        self.gives = frozenset({"index", *cut})  # with "label" from `setup` on if there are any
         self.count = 0
         self.classes: list[str] = []
         self._store: Store | None = None
@@ -115,7 +118,8 @@ class Images(Annotations, pl.LightningDataModule):
             return batch
         (images,) = batch["crops"]  # type: ignore[typeddict-item]
         draws = Draws(self.seed, "crop", batch["step"], rows=len(images), **self._place())
-        return {**batch, "crops": self.decode.batched(images, draws)}
+        decodes = by_task(self.decode, batch["step"])
+        return filled(batch, {task: d.batched(images, draws) for task, d in decodes.items()})
 
     def scan(
         self, split: Side, start: int = 0, stop: int | None = None, batch_size: int = 256
@@ -140,16 +144,14 @@ class Images(Annotations, pl.LightningDataModule):
             key: fixes what is random in it, e.g. ("finetune", seed, epoch); the same for every
                 number of workers, but not across tiers.
         """
-        workers = min(
-            self._workers(), max(0, len(parts) - 1)
-        )  # one part is read sooner than forked
+        workers = min(self._workers(), max(0, len(parts) - 1))  # one is read sooner than forked
         return self._read().scan(split, parts, decode, workers, key)
 
     def unseen(self, count: int) -> Iterator[Batch]:
         """Test images cut as training cuts them, this process's share of full batches.
 
         Which images, balanced over classes and in random order, and their crops are fixed by
-        the seed.
+        the seed. Where there are several tasks, every batch comes once for each.
 
         Args:
             count: about how many, at least one batch; all there are if these are fewer.
@@ -163,7 +165,7 @@ class Images(Annotations, pl.LightningDataModule):
         rows = max(1, min(self.batch_size, len(chosen)) // world)
         wholes = chosen[: len(chosen) // (rows * world) * rows * world].view(-1, world, rows)
         parts = wholes[:, rank].tolist()
-        return self.cut("test", parts, self.decode, "plain")
+        return in_turn(self.decode, lambda decode: self.cut("test", parts, decode, "plain"))
 
     def has(self, split: Side) -> bool:
         """Whether there is such a split."""
@@ -172,6 +174,10 @@ class Images(Annotations, pl.LightningDataModule):
     def size(self, split: Side) -> int:
         """Number of its images."""
         return len(self._read().split(split))
+
+    def path(self, split: Side, position: int) -> str:
+        """What an image's file is called, relative to the root."""
+        return self._read().split(split).name(position)
 
     def labels(self, split: Side) -> Tensor | None:
         """(N,) int64 in the order of `scan`, or None if there are none."""

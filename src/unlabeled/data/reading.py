@@ -13,6 +13,7 @@ from unlabeled.data.decode import Center, Decode
 from unlabeled.data.rgb import UnreadableError
 from unlabeled.data.sampler import Bad, Key
 from unlabeled.data.splits import Array, Split, rows
+from unlabeled.data.tasks import by_task, filled
 
 log = logging.getLogger(__name__)
 GREY = Image.new("RGB", (256, 256), (128, 128, 128))
@@ -73,16 +74,20 @@ class TrainingRows:
 
     def __getitem__(self, keys: Sequence[Key]) -> tuple[Batch | None, Bad]:
         bad: Bad = []
-        index, crops = [], []
+        step = keys[0][2]
+        decodes = by_task(self.decode, step)
+        crops: dict[str, list[list[Tensor]]] = {task: [] for task in decodes}
+        index = []
         for wanted, epoch, _ in keys:
             found = self._open(wanted, bad)
             if found is None:
                 return None, bad
             index.append(found[0])
-            crops.append(self.decode(found[1], self.seed, epoch, wanted))
-        batch = labelled(_stacked(crops), torch.tensor(index), self.split.labels)
-        batch["step"] = keys[0][2]
-        return batch, bad
+            for task, decode in decodes.items():
+                crops[task].append(decode(found[1], self.seed, epoch, wanted))
+        batch = labelled([], torch.tensor(index), self.split.labels)
+        batch["step"] = step
+        return filled(batch, {task: _stacked(each) for task, each in crops.items()}), bad
 
     def _open(self, wanted: int, bad: Bad) -> tuple[int, Image.Image] | None:
         for i in range(wanted, wanted + self.tries):
