@@ -518,6 +518,7 @@ def test_settings_build(path, decode, monkeypatch):
     crops = {x.shape[-1] for x in data.decode(image, 0)}
     size = config.data.eval_decode.size
     fixed = {"pirl": {224, 255}, "jigsaw": {255}, "relative_position": {400}}
+    fixed["multitask"] = {255, size}
     fixed |= {name: {224, 96} for name in ("multicrop", "multicrop_dino", "seer")}
     assert crops == fixed.get(decode.stem, {size})
     assert data.eval_decode(image)[0].shape == (3, size, size)
