@@ -229,6 +229,15 @@ def test_a_soft_code_is_a_distribution_with_its_peak_at_the_colour():
     assert torch.equal(bins.encode(ab.bfloat16())[0][..., 0], index[..., 0])  # centres are exact
 
 
+@pytest.mark.parametrize("step", [5, 10, 15, 20])
+def test_the_nearest_bin_is_found_on_the_grid_too(step):
+    bins = ColorBins(bin_size=step)
+    ab = rgb_to_lab(uniform(2, 3, 40, 40, dtype=torch.float32))[:, 1:]
+    ab = torch.cat([ab, bins.bins.T[None, :, :40, None].expand(2, 2, 40, 40)])
+    assert torch.equal(bins.nearest(ab), bins.encode(ab)[0][..., 0])
+    assert bins.nearest(torch.full((1, 2, 1, 1), 500.0)).shape == (1, 1, 1)  # beyond the grid
+
+
 def test_colours_are_picked_never_averaged(tiny):
     """A checkerboard of two colours at stride 2: the average would be a third."""
     method, *_ = tiny("colorization", "method.stride=2")
@@ -454,7 +463,11 @@ def test_pictures(objective):
     batch = coloured()
     with torch.no_grad():
         shown = method.pictures(batch)
-    middle = ["T = 0.38", "mean, T = 1"] if objective == "classification" else ["regression"]
+    middle = (
+        ["classes, T = 0.38", "classes, mean (T = 1)"]
+        if objective == "classification"
+        else ["regression"]
+    )
     assert list(shown) == ["grey input", *middle, "truth"]
     for x in shown.values():
         assert x.shape == (4, 3, 16, 16)

@@ -126,5 +126,5 @@ class Colorization(Method):
         out = self.head(self.backbone.stages(x), size)  # type: ignore[operator]
         if not self.classify:
             return colored(x, {"regression": self._colors(out)}, ab)
-        shown = {f"T = {self.temperature:g}": self._colors(out)}
-        return colored(x, {**shown, "mean, T = 1": self._colors(out, 1.0)}, ab)
+        shown = {f"classes, T = {self.temperature:g}": self._colors(out)}
+        return colored(x, {**shown, "classes, mean (T = 1)": self._colors(out, 1.0)}, ab)

@@ -78,7 +78,7 @@ class DiverseColorization(Method):
         if fields < 2:
             raise ValueError(f"fields must be at least 2, got {fields}")
         self.fields, self.stop_gradient, self.samples = fields, stop_gradient, samples
-        self.colors = ColorBins(bin_size=bin_size, neighbours=1, mix=mix)
+        self.colors = ColorBins(bin_size=bin_size, mix=mix)
 
     def begin_epoch(self, epoch: int) -> None:
         if not self.vae.known:
@@ -93,7 +93,7 @@ class DiverseColorization(Method):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         (x,), target = batch["views"], cast(dict[str, Tensor], batch["target"])
         ab, light = self._small(target["ab"]), self._small(x[:, :1])
-        nearest = self.colors.encode(ab)[0][..., 0]
+        nearest = self.colors.nearest(ab)
         if self.training:
             self.colors.count(nearest)
         mu, log_var = self.vae.encode(ab / AB)

@@ -102,6 +102,7 @@ class ColorBins(nn.Module):
     bins: Tensor
     counts: Tensor
     smoothing: Tensor
+    table: Tensor
 
     def __init__(
         self,
@@ -120,17 +121,29 @@ class ColorBins(nn.Module):
             raise ValueError(f"sigma must be positive, got {sigma}")
         if not 0 < mix <= 1:
             raise ValueError(f"mix must lie in (0, 1]: at 0 unseen bins weigh inf, got {mix}")
-        self.neighbours, self.sigma, self.mix = neighbours, sigma, mix
+        self.bin_size, self.neighbours, self.sigma, self.mix = bin_size, neighbours, sigma, mix
         self.counting = prior is None
         counts = torch.zeros(len(bins), dtype=torch.int64)
         self.register_buffer("bins", bins, persistent=False)
         self.register_buffer("counts", counts if prior is None else _frequencies(prior, bins))
+        reach = int(bins.abs().max()) // bin_size
+        line = torch.arange(-reach, reach + 1) * float(bin_size)
+        table = torch.cdist(torch.cartesian_prod(line, line), bins).argmin(1)
+        self.register_buffer("table", table.view(len(line), -1), persistent=False)
         kernel = (-torch.cdist(bins, bins).square() / (2 * sigma**2)).exp()
         self.register_buffer("smoothing", kernel / kernel.sum(0), persistent=False)
 
     def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
         """Indices and weights (B, h, w, neighbours) of the soft codes of colours (B, 2, h, w)."""
         return soft_codes(ab, self.bins, self.neighbours, self.sigma)
+
+    def nearest(self, ab: Tensor) -> Tensor:
+        """Indices (B, h, w) of the bins nearest to colours (B, 2, h, w): they lie on a grid."""
+        reach = self.table.shape[0] // 2
+        cell = (ab.float() / self.bin_size).round().clamp(-reach, reach).long() + reach
+        return F.embedding(cell[:, 0] * len(self.table) + cell[:, 1], self.table.view(-1, 1))[
+            ..., 0
+        ]
 
     @torch.no_grad()
     def count(self, nearest: Tensor) -> None:
