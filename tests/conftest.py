@@ -16,6 +16,7 @@ METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml") if p.stem != "
 # callbacks its embeddings, `watch(embeddings=...)`, and must not collapse.
 PRETEXT = {
     *("clusterfit", "colorization", "deepcluster", "demo", "denoising_autoencoder", "distillation"),
+    "diverse_colorization",
     *("inpainting", "inpainting_adversarial", "jigsaw", "mae", "multitask", "relative_position"),
     *("rotation", "supervised"),
 }
