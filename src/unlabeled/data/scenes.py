@@ -19,7 +19,7 @@ from unlabeled.scenes.world import FACTOR_NAMES, Scene, World
 from unlabeled.truth import Annotation
 
 log = logging.getLogger(__name__)
-FORMAT = "1"  # raise it when the same settings render other pixels
+FORMAT = "2"  # raise it when the same settings render other pixels
 CHUNK = 32  # scenes that are rendered at once
 MAPS = ("masks", "segmentation", "normals")
 

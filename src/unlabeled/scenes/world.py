@@ -18,7 +18,7 @@ ZOOM = 0.5  # half the height of the view at depth 1
 DEPTH = 4.0  # of the first solid
 LAYER = 1.4  # from one solid to the next one behind it
 PATTERNS = 6
-SIZES = (0.62, 1.15)  # radius of the ball about a solid
+SIZES = (0.75, 1.25)  # radius of the ball about a solid
 LEAN = math.radians(40)  # most that a solid is turned about each axis: less than a right angle's
 # half, beyond which the key-points of a cube would have other names
 # factor -> how many uniform numbers it takes for one solid, card, surface or scene
@@ -218,12 +218,15 @@ def _texture(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _colours(u: Tensor) -> tuple[Tensor, Tensor]:
     """Two colours (B, Q + 2, 2, 3) of everything, and the first one's hue."""
-    first = u[..., 0] + 0.382 * torch.arange(u.shape[1])  # without variation they still differ
-    hue = torch.stack([first, first + 0.15 + 0.7 * u[..., 1]], dim=-1) % 1
+    start = u[..., 0] + 0.382 * torch.arange(u.shape[1])  # without variation they still differ
+    hue = torch.stack([start, start + 0.15 + 0.7 * u[..., 1]], dim=-1) % 1
     strong, bright = u[..., 2:4] ** 0.7, 0.25 + 0.75 * u[..., 4:6]
     channel = torch.tensor([0.0, 2 / 3, 1 / 3])
     wheel = ((hue[..., None] + channel) % 1 * 6 - 3).abs() - 1
-    return bright[..., None] * (1 - strong[..., None] * (1 - wheel.clamp(0, 1))), hue[..., 0]
+    colours = bright[..., None] * (1 - strong[..., None] * (1 - wheel.clamp(0, 1)))
+    first, second = colours.unbind(2)
+    # half as far apart as they were drawn, so that shapes are seen through their textures
+    return torch.stack([first, (first + second) / 2], dim=2), hue[..., 0]
 
 
 def _light(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
