@@ -551,6 +551,7 @@ def test_separable_images_score_everything_right(tmp_path):
     assert details["hyperparameters"]["lr"] == 0.1
     assert "held-out" in details["selection"]
     assert details["baselines"] == {
+        "supervised": "not given",
         "random": scores.values["baseline/random/linear/two/top1"],
         "pixels": scores.values["baseline/pixels/linear/pixels/top1"],
     }
@@ -765,5 +766,8 @@ def test_an_evaluation_that_trains_gets_a_copy_and_its_baseline(tmp_path):
     assert all(map(torch.equal, tunes.seen[0], weights))
     assert all(map(torch.equal, tunes.seen[1], random.parameters()))
     details = scores.details["tunes/size"]
-    assert details["baselines"] == {"random": scores.values["baseline/random/tunes/size"]}
+    assert details["baselines"] == {
+        "supervised": "not given",
+        "random": scores.values["baseline/random/tunes/size"],
+    }
     assert data.scanned == 0  # nothing frozen was asked for

@@ -190,7 +190,7 @@ def test_augmented_heads_learn_on_a_frozen_trunk(tmp_path):
     assert all(torch.equal(before[k], v) for k, v in backbone.state_dict().items())
     assert scores.values["la/one/top1"] > 0.9
     assert {"la/two/top1", "la/final/top1", "baseline/pixels/la/pixels/top1"} <= set(scores.values)
-    assert scores.details["la/one/top1"]["baselines"].keys() == {"random", "pixels"}
+    assert scores.details["la/one/top1"]["baselines"].keys() == {"random", "pixels", "supervised"}
 
 
 def test_augmented_heads_do_not_depend_on_company():

@@ -140,6 +140,7 @@ def test_both_run_beside_their_baselines_and_change_nothing(tmp_path):
     assert scores.values["health/alignment"] > 0
     baselines = scores.details["health/uniformity"]["baselines"]
     assert baselines == {
+        "supervised": "not given",
         "random": scores.values["baseline/random/health/uniformity"],
         "pixels": scores.values["baseline/pixels/health/uniformity"],
     }

@@ -21,6 +21,7 @@ ROOT = {  # what belongs to no target
     "keep_features": bool,
     "feature_dtype": Literal["float32", "float16"],
     "objective": str | None,
+    "compare": list[str],
 }
 OURS = {"pytorch_lightning.Trainer": {"precision": "auto"}}  # train.py chooses one
 

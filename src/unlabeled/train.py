@@ -35,8 +35,11 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
     from unlabeled.folder import Folder, plain
     from unlabeled.report import html, terminal
 
+    if cfg.compare:
+        return _compare(cfg, out)
     with Folder(out, cfg) as folder:
         with building():
+            supervised = _supervised(cfg)
             pl.seed_everything(cfg.seed, workers=True, verbose=False)
             data = instantiate(cfg.data)
             data.setup("fit")
@@ -55,12 +58,40 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
                 random = _random_twin(cfg, backbone)
         if method is not None:
             _fit(cfg, folder, trainer, method, data)
-        scores = _evaluate(cfg, folder, todo, backbone, random, data, trainer)
+        scores = _evaluate(cfg, folder, todo, backbone, random, data, trainer, supervised)
         first = trainer.is_global_zero
     if first:
         html.write(out)
         terminal.show(out)
     return scores
+
+
+def _compare(cfg: DictConfig, out: Path) -> dict[str, float]:
+    """One table and one report over runs that are there."""
+    from unlabeled.report import compare, terminal
+
+    with building():
+        if cfg.method:
+            raise ValueError("compare=[RUN,...] trains nothing: write method=none beside it")
+        found = compare.write([Path(path) for path in cfg.compare], out)
+    terminal.compare(found)
+    return {}
+
+
+def _supervised(cfg: DictConfig) -> dict[str, float] | None:
+    """The scores of the run that is the supervised baseline, if one is named."""
+    import json
+
+    path = cfg.baseline.supervised
+    if path is None:
+        return None
+    try:
+        return json.loads((Path(path) / "scores.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"baseline.supervised={path}: cannot read its scores.json ({error}); name the folder "
+            "of a finished run of method=supervised with the same evaluations"
+        ) from error
 
 
 def _refuse(evals: dict[Any, Any], data: Any) -> None:
@@ -141,6 +172,7 @@ def _evaluate(
     random: "nn.Module",
     data: Any,
     trainer: "pl.Trainer",
+    supervised: dict[str, float] | None,
 ) -> dict[str, float]:
     import json
     import shutil
@@ -165,6 +197,7 @@ def _evaluate(
                 epoch=trainer.current_epoch if cfg.method else None,
                 explicit=_named(cfg),
                 dtype=cfg.feature_dtype,
+                supervised=supervised,
             )
         if trainer.is_global_zero:
             scores.write(folder.path)

@@ -17,6 +17,7 @@ class Request(NamedTuple):
 
     stage: str  # one of backbone.stages, or "final": what forward returns
     grid: int = 1
+    window: tuple[int, ...] = ()  # (side, stride, padding) of windows that make this grid
 
 
 FINAL = Request("final")
@@ -76,6 +77,7 @@ class Features:
     seed: int
     device: torch.device
     progress: Progress
+    data: Any = None  # the data module, for annotations: see `unlabeled.truth`
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class Result:
         figures: arrays of what the report draws, by name. Each has a `kind`, a `title` and may
             have a `note`; by kind: "neighbours", as `evaluate.figures.neighbours`; "sheet",
             `titles` (c,) and `column0` ... uint8 (n, h, w, 3), a row per image; "curves", `x`
-            (n,), `names` (s,), `y` (s, n) and optionally `low`, `high`, `xlabel`, `ylabel`,
-            `log`, `percent`; "points", `x`, `y`, `names` (n,) and optionally `group`, `xlabel`,
+            (n,), `names` (s,), `y` (s, n) and optionally `low`, `high`, `ticks` (n,), `xlabel`,
+            `ylabel`, `log`, `percent`; "points", `x`, `y`, `names` (n,) and optionally `group`, `xlabel`,
             `ylabel`, `percent`.
     """
 

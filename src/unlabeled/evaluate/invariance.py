@@ -149,11 +149,11 @@ class Invariance:
                 "kind": "curves",
                 "title": "Invariance of every stage",
                 "note": "Distance under the transform over the distance of different images: 0 is "
-                f"invariant. Stages in order: {', '.join(stages)}.",
+                "invariant.",
                 "x": np.arange(1, len(stages) + 1),
                 "y": np.array([[scores[f"{s}/{n}/relative"] for s in stages] for n in names]),
                 "names": np.array(names),
-                "xlabel": "stage",
+                "ticks": np.array(stages),
             }
         return figures
 

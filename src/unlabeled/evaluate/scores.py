@@ -53,6 +53,13 @@ class Scores:
         json.dumps(details, allow_nan=False)  # else the file would fail, after all the work
         self._values[name], self._details[name] = float(value), dict(details)
 
+    def add_supervised(self, prefix: str, known: Mapping[str, float] | None) -> None:
+        """A supervised run's scores of the same names into the baselines of those here."""
+        for name, details in self._details.items():
+            if name.startswith(prefix):
+                value = "not given" if known is None else known.get(name, "not measured")
+                details["baselines"]["supervised"] = value
+
     def write(self, folder: Path) -> None:
         """`scores.json` and `scores_details.json`, each whole or not at all, and figures/*.npz.
 

@@ -40,6 +40,7 @@ def evaluate(
     epoch: int | None = None,
     explicit: bool = False,
     dtype: Literal["float32", "float16"] = "float32",
+    supervised: Mapping[str, float] | None = None,
 ) -> Scores:
     """Scores of a frozen backbone, and of the baselines, under every evaluation.
 
@@ -58,6 +59,7 @@ def evaluate(
         epoch: of the training that made the backbone, for the details.
         explicit: whether an evaluation that the data cannot serve is an error, or skipped.
         dtype: of the features on disk.
+        supervised: scores by name of a supervised run, for the baseline.
 
     Raises:
         ValueError: if `explicit` and an evaluation finds no labels or no test split.
@@ -97,6 +99,7 @@ def evaluate(
         for prefix, of_trunk in features.items():
             answers = {name: chosen[name](given) for name, given in of_trunk.items()}
             results[prefix] = {**answers, **results.get(prefix, {})}
+        known = None if supervised is None else dict(supervised)
         for prefix, of_trunk in results.items():
             for name, result in of_trunk.items():
                 common = {
@@ -110,6 +113,8 @@ def evaluate(
                     if other and not prefix and name in baseline
                 }
                 _add(scores, f"{prefix}{name}/", result, others, common)
+                if not prefix:
+                    scores.add_supervised(f"{name}/", known)
                 drawn = result.figures.items()
                 scores.figures |= {f"{prefix}{name}/{title}": arrays for title, arrays in drawn}
     scores.finished = [*chosen, *tuned]
@@ -206,6 +211,7 @@ def _extract(
             seed=seed,
             device=torch.device(device),
             progress=shown,
+            data=data,
         )
         given |= dict.fromkeys(names, together)
     return {name: given[name] for name in chosen}

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from unlabeled.report import charts, pictures, plots
 from unlabeled.report.run import Curve, Run, read
-from unlabeled.report.scores import KINDS, TITLES, Row, headline, main, rows
+from unlabeled.report.scores import TITLES, Row, headline, kinds, main, rows
 
 PROTOCOLS = {"knn": "kNN", "linear": "Linear probe"}
 
@@ -53,7 +53,7 @@ def write(run: Path) -> Path:
         (here / "template.html.j2").read_text(encoding="utf-8"),
     )
     style = Markup((here / "style.css").read_text(encoding="utf-8"))
-    page = template.render(style=style, kinds=KINDS, titles=TITLES, **_content(found))
+    page = template.render(style=style, titles=TITLES, **_content(found))
     path = found.folder / "report.html"
     temporary = path.with_name(".report.html.tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -80,6 +80,7 @@ def _content(run: Run) -> dict[str, Any]:
         "rows": [(row, charts.ranges(row, *span) if row.share else "") for row in short],
         "scale": [f"{100 * v:.0f} %" for v in span] if any(r.share for r in short) else [],
         "table": table,
+        "kinds": kinds(table),
         "stages": _stages(short),
         "loss": _loss(run.curves),
         "monitors": _monitors(run.curves),

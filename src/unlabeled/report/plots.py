@@ -50,7 +50,8 @@ def curves(arrays: Arrays, *, width: int = 1040, height: int = 300) -> Markup:
 
     Args:
         arrays: `x` (n,), `y` (series, n), NaN where there is no value, optionally `low` and
-            `high` (series, n), `xlabel`, `ylabel`, `log` (true: a logarithmic x axis), `percent`.
+            `high` (series, n), `ticks` (n,) words for the places on the x axis, `xlabel`,
+            `ylabel`, `log` (true: a logarithmic x axis), `percent`.
         width: of the drawing, in its own units.
         height: likewise.
     """
@@ -69,8 +70,11 @@ def curves(arrays: Arrays, *, width: int = 1040, height: int = 300) -> Markup:
         return bottom - (value - bottom_value) / (top_value - bottom_value) * (bottom - top)
 
     out = grid(ticks, y, left, right, percent=percent)
-    for value, at in zip(xs.tolist(), place.tolist(), strict=True):
-        out.append(text(x(at), bottom + 18, number(value), "middle"))
+    said = (
+        [str(tick) for tick in arrays["ticks"]] if "ticks" in arrays else map(number, xs.tolist())
+    )
+    for word, at in zip(said, place.tolist(), strict=True):
+        out.append(text(x(at), bottom + 18, word, "middle"))
     for i in range(len(ys)):
         known = np.flatnonzero(np.isfinite(ys[i]))
         line = [(x(float(place[j])), y(ys[i, j])) for j in known]
@@ -82,9 +86,9 @@ def curves(arrays: Arrays, *, width: int = 1040, height: int = 300) -> Markup:
             out.append(f'<path class="band s{i % 10}" d="{path([*upper, *lower])}Z"/>')
         out.append(f'<path class="line s{i % 10}" d="{path(line)}"/>')
         for j, (px, py) in zip(known, line, strict=True):
-            said = f"<title>{number(xs[j])}: {number(ys[i, j], percent=percent)}</title>"
+            tip = f"<title>{number(xs[j])}: {number(ys[i, j], percent=percent)}</title>"
             out.append(
-                f'<circle class="end s{i % 10}" cx="{px:.1f}" cy="{py:.1f}" r="3">{said}</circle>'
+                f'<circle class="end s{i % 10}" cx="{px:.1f}" cy="{py:.1f}" r="3">{tip}</circle>'
             )
     return svg(width, height, [*out, *_labels(arrays, left, right, height)])
 

@@ -6,6 +6,7 @@ from typing import Any
 
 KINDS = ("pixels", "random", "trained")  # the columns, worst informed first
 TITLES = {"pixels": "raw pixels", "random": "random init", "trained": "trained"}
+TITLES["supervised"] = "supervised"  # a column where `baseline.supervised` names a run
 PREFIX = {"pixels": "baseline/pixels/", "random": "baseline/random/", "trained": ""}
 
 
@@ -76,8 +77,18 @@ def rows(scores: Mapping[str, float], details: Mapping[str, Mapping[str, Any]]) 
     for base in names:
         keys = {kind: _key(base, kind, scores) for kind in KINDS}
         found = {k: _score(name, scores, details) for k, name in keys.items() if name}
-        made.append(Row(base, found, details.get(keys["trained"] or "", {})))
+        own = details.get(keys["trained"] or "", {})
+        labels = own.get("baselines", {}).get("supervised")
+        if isinstance(labels, int | float):
+            found["supervised"] = Score(labels)
+        made.append(Row(base, found, own))
     return made
+
+
+def kinds(table: list[Row]) -> tuple[str, ...]:
+    """The columns that a table needs."""
+    known = any("supervised" in row.scores for row in table)
+    return (*KINDS, "supervised") if known else KINDS
 
 
 def main(table: list[Row]) -> list[Row]:
@@ -105,8 +116,8 @@ def _key(base: str, kind: str, scores: Mapping[str, float]) -> str | None:
     if name in scores:
         return name
     if kind == "pixels":  # pixels have no stages: one probe of them stands beside all
-        first, *_, last = base.split("/")
-        name = f"{PREFIX[kind]}{first}/pixels/{last}"
+        first, *rest = base.split("/")
+        name = "/".join([PREFIX[kind] + first, "pixels", *(rest[1:] or rest)])
         return name if name in scores else None
     return None
 

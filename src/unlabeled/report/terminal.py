@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from unlabeled.report.compare import Comparison
 from unlabeled.report.run import read
-from unlabeled.report.scores import KINDS, TITLES, main, rows
+from unlabeled.report.scores import TITLES, kinds, main, rows
 
 
 def show(run: Path, *, console: Console | None = None) -> None:
@@ -16,16 +17,18 @@ def show(run: Path, *, console: Console | None = None) -> None:
     found = read(run)
     table = Table(title="Scores, with 95 % intervals", title_justify="left")
     table.add_column("protocol", no_wrap=True)
-    for kind in KINDS:
+    scores = rows(found.scores, found.details)
+    columns = kinds(scores)
+    for kind in columns:
         table.add_column(TITLES[kind], justify="right", no_wrap=True)
     table.add_column("gain", justify="right", no_wrap=True)
     last = ""
-    for row in main(rows(found.scores, found.details)):
+    for row in main(scores):
         if last and row.protocol != last:
             table.add_section()
         last = row.protocol
         cells = []
-        for kind in KINDS:
+        for kind in columns:
             score = row.scores.get(kind)
             text = "–" if score is None else score.text(share=row.share)
             spread = "" if score is None else score.spread(share=row.share)
@@ -40,3 +43,15 @@ def show(run: Path, *, console: Console | None = None) -> None:
         table.add_row(escape(row.name), *cells)
     if table.row_count:
         console.print(table)
+
+
+def compare(found: Comparison, *, console: Console | None = None) -> None:
+    """Prints a comparison: a line per run."""
+    console = console or Console()
+    table = Table(title="Runs", title_justify="left")
+    for i, title in enumerate(found.header):
+        table.add_column(escape(title), justify="right" if i else "left", no_wrap=True)
+    for line in found.lines:
+        table.add_row(*map(escape, line))
+    console.print(table)
+    console.print(f"[dim]{escape(str(found.page))}[/]")

@@ -1,0 +1,130 @@
+"""`compare=[RUN,...]` and the supervised baseline."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from unlabeled.report import compare, html
+from unlabeled.report.scores import kinds, rows
+
+STAGES = ("conv1", "res2", "final")
+
+
+def finished(folder, base, *, invariance=None, supervised=None, shots=None):
+    folder.mkdir(parents=True)
+    scores, details = {}, {}
+    for i, stage in enumerate(STAGES):
+        for prefix, value in (("", base + i / 10), ("baseline/random/", 0.2)):
+            name = f"{prefix}linear/{stage}/top1"
+            scores[name] = value
+            details[name] = {"stage": stage, "ci95": [value - 0.01, value + 0.01]}
+        if supervised is not None:
+            details[f"linear/{stage}/top1"]["baselines"] = {"supervised": supervised}
+    for stage, value in (invariance or {}).items():
+        scores[f"invariance/{stage}/crop/relative"] = value
+        details[f"invariance/{stage}/crop/relative"] = {"stage": stage}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    (folder / "scores_details.json").write_text(json.dumps(details))
+    if shots is not None:
+        (folder / "figures").mkdir()
+        arrays = {
+            "kind": "curves",
+            "title": "Low shot",
+            "x": np.array([1, 4]),
+            "y": np.array([shots]),
+        }
+        np.savez(folder / "figures/lowshot.res5.npz", names=np.array(["res5"]), **arrays)
+    return folder
+
+
+def test_runs_become_one_table_and_one_page(tmp_path):
+    runs = [
+        finished(
+            tmp_path / "a/pirl", 0.4, invariance={"res2": 0.9, "final": 0.1}, shots=[0.1, 0.5]
+        ),
+        finished(
+            tmp_path / "b/jigsaw", 0.3, invariance={"res2": 0.8, "final": 0.6}, shots=[0.2, 0.3]
+        ),
+    ]
+    found = compare.write(runs, tmp_path / "out")
+    assert found.header[0] == "run"
+    assert [line[0] for line in found.lines] == ["pirl", "jigsaw"]
+    assert found.lines[0][found.header.index("linear/final/top1")] == "60.0 % ± 1.0"
+    with (tmp_path / "out/comparison.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    (own,) = [x for x in lines if (x["run"], x["score"]) == ("jigsaw", "linear/res2/top1")]
+    assert float(own["value"]) == pytest.approx(0.4)
+    assert float(own["random"]) == 0.2
+    assert own["supervised"] == ""
+    text = (tmp_path / "out/comparison.md").read_text()
+    assert "| pirl | " in text
+    page = (tmp_path / "out/report.html").read_text()
+    for said in ("linear, top1, by stage", "Low shot", "Performance against invariance"):
+        assert said in page
+    assert "pirl: res5" in page
+    # The deepest stage's invariance is the axis.
+    assert "pirl: 0.1," in page
+    assert "jigsaw: 0.6," in page
+
+
+def test_what_a_run_lacks_is_left_open(tmp_path):
+    first, second = finished(tmp_path / "a", 0.4), finished(tmp_path / "b", 0.3)
+    scores = json.loads((second / "scores.json").read_text())
+    (second / "scores.json").write_text(json.dumps({**scores, "knn/k20/top1": 0.5}))
+    found = compare.write([first, second], tmp_path / "out")
+    assert found.lines[0][found.header.index("knn/k20/top1")] == "–"
+    assert "Performance against invariance" not in found.page.read_text()
+
+
+def test_names_take_as_many_folders_as_they_need(tmp_path):
+    runs = [finished(tmp_path / f"seed{k}/simclr", 0.4) for k in (0, 1)]
+    found = compare.write(runs, tmp_path / "out")
+    assert [line[0] for line in found.lines] == ["seed0/simclr", "seed1/simclr"]
+    with pytest.raises(ValueError, match="names a run twice"):
+        compare.write([runs[0], runs[0]], tmp_path / "out")
+
+
+def test_a_folder_without_scores_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty has no scores.json"):
+        compare.write([tmp_path / "empty"], tmp_path / "out")
+    with pytest.raises(ValueError, match="there is no run folder"):
+        compare.write([tmp_path / "nowhere"], tmp_path / "out")
+
+
+def test_a_supervised_run_has_a_column_where_it_is_named(tmp_path):
+    run = finished(tmp_path / "a", 0.4, supervised=0.75)
+    page = html.write(run).read_text()
+    assert page.count("75.0 %") >= 3
+    without = finished(tmp_path / "b", 0.4, supervised="not given")
+    table = rows(
+        json.loads((without / "scores.json").read_text()),
+        json.loads((without / "scores_details.json").read_text()),
+    )
+    assert "supervised" not in kinds(table)
+
+
+def command(*overrides):
+    line = [sys.executable, "-m", "unlabeled.train", *overrides]
+    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_the_command_compares_and_refuses(tmp_path):
+    runs = [finished(tmp_path / name, 0.4) for name in "ab"]
+    listed = f"compare=[{runs[0]},{runs[1]}]"
+    out = f"hydra.run.dir={tmp_path / 'out'}"
+    done = command("method=none", listed, out)
+    assert done.returncode == 0, done.stderr
+    assert "60.0 %" in done.stdout
+    assert (tmp_path / "out/comparison.md").exists()
+    wrong = command(listed, out)
+    assert wrong.returncode == 2
+    assert "write method=none" in wrong.stderr
+    missing = command("method=none", f"baseline.supervised={tmp_path / 'no'}", out, "data.limit=64")
+    assert missing.returncode == 2
+    assert "baseline.supervised=" in missing.stderr
