@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,12 @@ SMALL = [
     *("data.eval_decode.size=16", "data.eval_decode.resize=16", "data.size=16"),
     *("trainer=cpu", "trainer.precision=32-true", "trainer.max_steps=2"),
 ]
+SHORT = {  # of an evaluation
+    "linear": ["EVAL.epochs=1", "EVAL.stages=[final]"],
+    "semisup": ["EVAL.epochs=1", "EVAL.batch_size=8"],
+    "health": ["data.layout.test_share=0.5", "data.limit=16"],
+    "retrieval": ["data.layout.test_share=0.5", "data.limit=16"],
+}
 TREE = ["data=folder", "data.root=photos", "data.layout.test_share=0.2"]
 FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
 # Words that may stand before a command: settings of the environment.
@@ -214,8 +221,11 @@ def made_small(command: str) -> list[str] | None:
         small.append("method.clusters=4")
     if not any(w.startswith("evals=") for w in words):
         small.append("evals=knn")
-    elif "evals=knn" not in words:
-        small += ["evals.linear.epochs=1", "evals.linear.stages=[final]"]
+    else:
+        (evals,) = [w.removeprefix("evals=").strip("[]").split(",") for w in words if "evals=" in w]
+        for name in ("knn", "linear") if evals == ["standard"] else evals:
+            key = f"evals.{name.replace('/', '_')}"
+            small += [line.replace("EVAL", key) for line in SHORT.get(name.split("/")[0], [])]
     return [_filled(word) for word in words[1:]] + small
 
 
@@ -250,6 +260,9 @@ def reader(tmp_path_factory):
             "hydra.run.dir=outputs/demo",
         )
         assert done == (0, "")
+    shutil.copytree(here / "outputs/demo", here / "outputs/mine")
+    for name in ("demo", "mine"):
+        (here / f"outputs/{name}/scores.json").write_text('{"knn/k20_t0.07/top1": 0.5}')
     return here
 
 
