@@ -50,7 +50,7 @@ def trained(compose, tmp_path_factory):
         cfg = compose(
             f"experiment=cifar10/{method}",
             *(f"data.root={root}", "data.layout.download=false", "data.limit=5000"),
-            *([] if method == "seer" else ["backbone.width=16"]),  # a RegNet has no such number
+            *([] if method in ("mae", "seer") else ["backbone.width=16"]),  # which ResNets have
             *("data.batch_size=128", f"trainer.max_epochs={EPOCHS.get(method, 8)}"),
             *("trainer=cpu", "trainer.log_every_n_steps=1", "evals=knn"),
             *(*OWN.get(method, []), *source),
