@@ -87,6 +87,44 @@ def test_losses_are_their_formulas(form, negatives, reappear):
     assert got.item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("form", ["binary", "softmax", "paper"])
+@pytest.mark.parametrize("reappear", [True, False])
+def test_negatives_of_each_images_own_give_the_mean_of_single_losses(form, reappear):
+    x, index, memory = units(5, D), torch.tensor([3, 1, 19, 7, 11]), bank()
+    own = Draws(0, "negatives", 0, rows=5)
+    rows = own.integers(N, 16)
+    assert len(rows.unique(dim=0)) == 5
+
+    def part():
+        made = MemoryNCE(
+            form, negatives=16, temperature=0.3, reappear=reappear, per_image=True
+        ).double()
+        if form == "binary":
+            made.log_z.fill_(1.5)  # else each single loss would estimate its own
+        return made
+
+    got = part()(x, memory, index, Draws(0, "negatives", 0, rows=5))
+    scores = [
+        torch.cat([(memory[i] @ v)[None], memory[r] @ v])
+        for v, i, r in zip(x, index, rows, strict=True)
+    ]
+    masks = [torch.cat([torch.tensor([False]), r == i]) for i, r in zip(index, rows, strict=True)]
+    single = []
+    for s, m in zip(scores, masks, strict=True):
+        e = (s / 0.3).exp()
+        others = e[1:] if reappear else e[1:][~m[1:]]
+        if form == "binary":
+            p, noise = e / math.exp(1.5), 16 / N
+            q = p[1:] if reappear else p[1:][~m[1:]]
+            single.append(-(p[0] / (p[0] + noise)).log() - (noise / (q + noise)).log().sum())
+        else:
+            loss = -(e[0] / (e[0] + others.sum())).log()
+            if form == "paper":
+                loss -= (1 - others / (others + others.sum())).log().sum()
+            single.append(loss)
+    torch.testing.assert_close(got, torch.stack(single).mean())
+
+
 def test_masking_an_images_own_row_changes_the_loss():
     x, index, memory = units(5, D), torch.tensor([3, 1, 19, 7, 11]), bank()
     for form in ("binary", "softmax", "paper"):
@@ -337,7 +375,7 @@ class Flat(nn.Module):
         return self.layer(x.flatten(1)).tanh()
 
 
-def case(form, negatives):
+def case(form, negatives, per_image=False):
     torch.manual_seed(0)
     method = NPID(
         Flat(),
@@ -347,6 +385,7 @@ def case(form, negatives):
         nce=form,
         negatives=negatives,
         temperature=0.3,
+        per_image=per_image,
         proximal=2.0,
     )
     method.prepare(N, 0)
@@ -377,7 +416,8 @@ def train(method):
 
 
 def runs():
-    return [train(case(*given)) for given in CASES if given[0] != "paper"]
+    shared = [train(case(*given)) for given in CASES if given[0] != "paper"]
+    return [*shared, train(case("binary", 16, per_image=True))]
 
 
 @pytest.mark.ddp
@@ -385,6 +425,6 @@ def runs():
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_train_like_one(world):
     alone = runs()
-    assert ["nce.log_z" in state for state in alone] == [True, False, False]
+    assert ["nce.log_z" in state for state in alone] == [True, False, False, True]
     for found in on_processes(world, runs):
         torch.testing.assert_close(found, alone, rtol=1e-7, atol=1e-9)

@@ -15,8 +15,8 @@ negatives=0 among all images, which is equation 2 itself.
 Paper and official code (zhirongw/lemniscate.pytorch): the paper adds lambda |v_i - V_i|^2, which
 keeps an image's embedding near its last one (lambda = 30), and starts from random unit memories:
 both, and the numbers of equations, from memory. The code has no such term, starts from memories
-uniform in a cube, of norms near 1, and draws negatives for each image, here for each batch. The
-published recipe and numbers are the code's, so `proximal` is 0; proximal=30 is the paper's.
+uniform in a cube, of norms near 1, and draws negatives for each image (per_image), here for each
+batch. The published recipe and numbers are the code's, so `proximal` is 0; the paper's is 30.
 
 Invariants: equal scores with P = 1 / n give log(K + 1) + K log(1 + 1 / K); an update bisects
 memory and embedding at momentum 0.5; only rows of the batch move; V = 0 gives log n at K = 0.
@@ -61,6 +61,8 @@ class NPID(Method):
         momentum: of the memory bank.
         nce: "binary" or "softmax".
         reappear: an image's own memory may be among its negatives, as in the official code.
+        per_image: each image draws its own negatives, as in the official code; costs memory, see
+            `MemoryNCE`.
         proximal: lambda; 0 leaves that term out.
         init: of the bank, "unit" (random directions) or "uniform" (the official code).
     """
@@ -79,6 +81,7 @@ class NPID(Method):
         momentum: float = 0.5,
         nce: Literal["binary", "softmax"] = "binary",
         reappear: bool = True,
+        per_image: bool = False,
         proximal: float = 0.0,
         init: Literal["unit", "uniform"] = "unit",
     ) -> None:
@@ -92,7 +95,13 @@ class NPID(Method):
         self.dim, self.momentum, self.proximal, self.init = dim, momentum, proximal, init
         widths = [] if hidden is None else [hidden]
         self.f = mlp(self.feature_dim, *widths, dim, norm=norm, last_norm=norm != "none")
-        self.nce = MemoryNCE(nce, negatives=negatives, temperature=temperature, reappear=reappear)
+        self.nce = MemoryNCE(
+            nce,
+            negatives=negatives,
+            temperature=temperature,
+            reappear=reappear,
+            per_image=per_image,
+        )
 
     def prepare(self, count: int, classes: int) -> None:
         self.memory = MemoryBank(count, self.dim, self.momentum)
@@ -103,7 +112,9 @@ class NPID(Method):
         h = self.backbone(image)
         v = unit_rows(self.f(h))  # B D
         self.watch(features=h, embeddings=v)
-        terms = {"original": self.nce(v, self.memory, index, self.shared_draws("negatives"))}
+        own = self.nce.per_image
+        draws = self.draws("negatives", len(v)) if own else self.shared_draws("negatives")
+        terms = {"original": self.nce(v, self.memory, index, draws)}
         if self.proximal:
             terms["proximal"] = self.proximal * proximity(v, self.memory[index])
         self.memory.update(index, v.detach())
