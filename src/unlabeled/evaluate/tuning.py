@@ -120,7 +120,7 @@ def fit(
             with torch.autocast(subject.device.type, torch.bfloat16, enabled=bf16):
                 total = loss(x, y)
             (total.float() / size).backward()
-            _sum_gradients(optimizer)
+            sum_gradients(optimizer)
             optimizer.step()
             step += 1
         subject.progress("training", epoch + 1, schedule.epochs)
@@ -154,7 +154,7 @@ def _whole(data: Any, split: str, rows: Tensor | None) -> Iterator[Any]:
     return data.cut(split, [part.tolist() for part in rows.split(256)], data.eval_decode, "plain")
 
 
-def _sum_gradients(optimizer: Optimizer) -> None:
+def sum_gradients(optimizer: Optimizer) -> None:
     """Gradients of the whole batch: each process divided by all of its images."""
     if dist.world_size() > 1:
         for group in optimizer.param_groups:
