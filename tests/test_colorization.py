@@ -565,3 +565,26 @@ def test_processes_equal_one(world):
         assert torch.equal(found["counts"], alone["counts"])
         torch.testing.assert_close(found["value"], alone["value"])
         torch.testing.assert_close(found["gradient"], alone["gradient"])
+
+
+# The backbone that sees no colours.
+
+
+def test_a_grey_backbone_sees_no_colours_and_passes_grey_images():
+    from unlabeled.backbones.grey import Grey
+    from unlabeled.backbones.load import fresh
+    from unlabeled.batch import normalize
+
+    model = made().backbone.eval()
+    grey = Grey(model)
+    rgb = uniform(2, 3, 16, 16, dtype=torch.float32)
+    luma = (rgb * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    expected = normalize(luma.expand(2, 3, 16, 16).contiguous())
+    torch.testing.assert_close(grey.grey(normalize(rgb)), expected)
+    torch.testing.assert_close(grey.grey(expected), expected)
+    torch.testing.assert_close(grey(normalize(rgb)), model(expected), atol=1e-4, rtol=1e-4)
+    assert channels(grey) == channels(model)
+    assert grey.dim == model.dim
+    again = fresh(grey.config)
+    assert isinstance(again, Grey)
+    assert again.state_dict().keys() == grey.state_dict().keys()
