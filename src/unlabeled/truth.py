@@ -10,10 +10,12 @@ them into a crop. Real data sets and rendered ones follow the same table:
 | `boxes` | (M, 4) float32: left, top, right, bottom of its objects |
 | `box_labels` | (M,) int64: class of each box |
 | `difficult` | (M,) bool: boxes that count neither as found nor as missed |
+| `presence` | (C,) int64: for each class, 1 it is in the image, -1 it is not, 0 it does not count |
 | `masks` | (H, W) uint8: m + 1 on the visible pixels of object m, 0 elsewhere, 255 unknown |
 | `segmentation` | (H, W) uint8: c + 1 on pixels of class c, 0 background, 255 unknown |
 | `normals` | (3, H, W) float32 of length 1: x right, y up, z to the viewer; 0 where unknown |
 | `keypoints` | (M, K, 3) float32: x, y and 2 visible, 1 hidden, 0 outside or not given |
+| `lengths` | (M,) float32: what errors of an object's key-points are measured in; 0 not given |
 | `factors` | (F,) float32: what the image was made from |
 
 Lengths are in pixels with the origin at the top left corner of the top left pixel, so that pixel
@@ -30,8 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 KINDS = (
-    *("boxes", "box_labels", "difficult", "masks", "segmentation", "normals", "keypoints"),
-    "factors",
+    *("boxes", "box_labels", "difficult", "presence", "masks", "segmentation", "normals"),
+    *("keypoints", "lengths", "factors"),
 )
 UNKNOWN = 255  # in masks and segmentation
 
@@ -152,6 +154,8 @@ def moved(kind: str, value: Tensor, window: Window) -> Tensor:
         places = (value[..., :2] - start) * scale
         inside = ((places >= 0) & (places < end)).all(-1, keepdim=True)
         return torch.cat([places, value[..., 2:] * inside], dim=-1)
+    if kind == "lengths":
+        return value * (columns / width * rows / height) ** 0.5
     if kind in ("masks", "segmentation", "normals"):
         i = (top + (torch.arange(rows) + 0.5) * height / rows).floor().long() + 1
         j = (left + (torch.arange(columns) + 0.5) * width / columns).floor().long() + 1
