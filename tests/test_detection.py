@@ -364,3 +364,19 @@ def test_eight_photographs_are_learned_by_heart(tmp_path):
     )
     scores = plan.tune(subject(small(), data, seed_of("eight") % 1000)).scores
     assert scores["voc07/AP50"] > 0.9
+
+
+def test_without_voc_it_is_skipped_and_says_what_is_missing(compose, tmp_path, monkeypatch):
+    from hydra.utils import instantiate
+
+    from unlabeled.evaluate.suite import obstacle
+
+    monkeypatch.setenv("UNLABELED_DATA", str(tmp_path))
+    chosen = compose("evals=all", "data=fashion_mnist_mini").evals
+    for name, file in (
+        ("detection_voc", "VOC2007/ImageSets/Main/trainval.txt"),
+        ("segmentation_voc", "VOC2012/ImageSets/Segmentation/train.txt"),
+    ):
+        said = obstacle(instantiate(chosen[name]), data=None)
+        assert said is not None
+        assert f"its data cannot be read: {tmp_path / 'VOCdevkit' / file} is not there" in said

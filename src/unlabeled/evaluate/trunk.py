@@ -74,6 +74,21 @@ def stages_of(backbone: nn.Module) -> dict[str, Stage]:
     return {s: Stage(maps[s].shape[1], round(SIDE / maps[s].shape[-1])) for s in STAGES}
 
 
+def last_stage(backbone: nn.Module) -> tuple[str, int]:
+    """The name and the channels of the last stage that has a map of more than one place.
+
+    Raises:
+        ValueError: there is none.
+    """
+    with _trial(backbone) as x, torch.no_grad():
+        make: Any = getattr(backbone, "stages", None)
+        maps: dict[str, Tensor] = make(x) if make else {}
+    for name, found in reversed(maps.items()):
+        if found.ndim == 4 and found.shape[-1] > 1:
+            return name, found.shape[1]
+    raise ValueError(f"the backbone {type(backbone).__name__} has no stage with a map")
+
+
 def module_between(backbone: nn.Module, before: str, after: str) -> str:
     """The path of the module that makes one stage's map of another's.
 
@@ -163,6 +178,7 @@ def dilate(backbone: nn.Module) -> None:
     Raises:
         ValueError: it is no module of its own, or shrinks its map by more than convolutions.
     """
+    stages_of(backbone)  # raises where there are none
     stage = backbone.get_submodule(module_between(backbone, "res4", "res5"))
     for conv in [m for m in stage.modules() if isinstance(m, nn.Conv2d)]:
         if max(conv.stride) > 1:
