@@ -26,6 +26,7 @@ SOURCE = {  # what a method starts from, and the key that names it
     "distillation": ("supervised", "method.teacher.path"),
 }
 EARLY = {"rotation", "jigsaw", "relative_position"}  # answers not about classes, that early
+EARLY |= {"diverse_colorization"}
 CHANCE |= {"cpc": 1 / 2048, "cpc_v2": 1 / 2048}  # patches of a batch
 CHANCE |= {"relative_position": 1 / 8, "deepcluster": 1 / 50, "distillation": 1 / 10}
 OWN = {"clusterfit": ["method.clusters=50"], "deepcluster": ["method.clusters=50"]}
