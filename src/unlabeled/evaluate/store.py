@@ -124,7 +124,8 @@ class FeatureStore:
     def _path(self, weights: str, data: Data, split: str, request: Request) -> Path:
         key = f"{weights} {data.fingerprint(split)}"
         place = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
-        return self.folder / f"{split}_{place}" / f"{request.stage}_{request.grid}_{self.dtype}.npy"
+        pooling = "x".join(map(str, (request.grid, *request.window)))
+        return self.folder / f"{split}_{place}" / f"{request.stage}_{pooling}_{self.dtype}.npy"
 
     def _fill(
         self,
@@ -181,8 +182,13 @@ def _features(backbone: nn.Module, x: Tensor, requests: Iterable[Request]) -> di
     requests = list(requests)
     maps = _stages(backbone, x) if any(r != FINAL for r in requests) else {}
     return {
-        r: backbone(x)[:, :, None, None]
-        if r == FINAL
-        else F.adaptive_avg_pool2d(maps[r.stage].float(), r.grid)
+        r: backbone(x)[:, :, None, None] if r == FINAL else _pooled(maps[r.stage].float(), r)
         for r in requests
     }
+
+
+def _pooled(maps: Tensor, request: Request) -> Tensor:
+    if request.window:
+        side, stride, padding = request.window
+        return F.avg_pool2d(maps, side, stride, padding)
+    return F.adaptive_avg_pool2d(maps, request.grid)
