@@ -177,6 +177,15 @@ EVAL = {  # what an evaluation needs at that size
         if group or p.stem in ("finetune", "linear_augmented", "semisup")
     },
 }
+VOC = ["EVAL.data.eval_decode.size=16", "EVAL.data.eval_decode.resize=16", "EVAL.jobs=1"]
+for preset in ("svm_voc07", "svm_voc07/vissl", "svm_voc07/fair"):
+    EVAL[preset] = VOC
+for preset in ("lowshot_voc07", "lowshot_voc07/vissl"):
+    EVAL[preset] = [*VOC, "EVAL.k=[1,2]"]
+EVAL["lowshot"] = ["EVAL.jobs=1", "EVAL.k=[1,2]"]
+for name in ("svm_voc07", "lowshot_voc07"):
+    EVAL["all"] += [line.replace("EVAL", f"evals.{name}") for line in EVAL[name]]
+EVAL["lowshot/places205"] = [*EVAL["lowshot"], "data.layout.test_share=0.5"]
 for preset in [name for name in EVAL if name.startswith("semisup")]:
     EVAL[preset].append("EVAL.share=0.5")
 MORE_THAN_SHARES = {"clustering", "health", "invariance"}  # evaluations with scores that are no shares in [0, 1]
@@ -308,6 +317,23 @@ def official(root, pixels, write):
         pixels.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8).tofile(stl / f"{side}_X.bin")
         (np.arange(count, dtype=np.uint8) % 10 + 1).tofile(stl / f"{side}_y.bin")
     (stl / "class_names.txt").write_text("\n".join("abcdefghij"))
+    for year, sets in (("2007", ("trainval", "test")), ("2012", ("trainval",))):
+        voc(root / f"VOCdevkit/VOC{year}", sets, write)
+
+
+def voc(folder, sets, write):
+    """Eight images of each set; those of even number show a cat, the others a dog."""
+    for name in ("Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    write(folder, ["JPEGImages"], 8 * len(sets))
+    for i in range(8 * len(sets)):
+        (folder / f"JPEGImages/{i}.png").rename(folder / f"JPEGImages/{i}.jpg")
+        box = "<xmin>3</xmin><ymin>5</ymin><xmax>30</xmax><ymax>33</ymax>"
+        thing = f"<object><name>{('cat', 'dog')[i % 2]}</name><bndbox>{box}</bndbox></object>"
+        (folder / f"Annotations/{i}.xml").write_text(f"<annotation>{thing}</annotation>")
+    for k, name in enumerate(sets):
+        ids = "".join(f"{i}\n" for i in range(8 * k, 8 * k + 8))
+        (folder / f"ImageSets/Main/{name}.txt").write_text(ids)
 
 
 @pytest.fixture(scope="module")
