@@ -191,7 +191,9 @@ class Curve(ABC):
 
     def _figure(self, ks: Sequence[int], curve: dict[str, Array]) -> dict[str, Any]:
         mean, std = np.stack(list(curve.values()), axis=1)
-        ylabel = self.metric + (" (cost chosen on test)" if self.selection == "test" else "")
+        ylabel = {"map": "mAP", "top1": "top-1 accuracy"}[self.metric] + (
+            " (cost chosen on test)" if self.selection == "test" else ""
+        )
         return {
             "kind": np.array("curves"),
             "title": np.array(self.title),
