@@ -218,9 +218,11 @@ def test_a_few_images_are_learned_by_heart(tmp_path):
     assert details["by_class"].keys() == {"red", "green", "blue"}
     assert details["ci95"][0] <= scores.values["detection/voc07/AP50"] <= details["ci95"][1]
     sheet = scores.figures["detection/detections"]
-    assert sheet["column0"].shape == sheet["column1"].shape == (4, SIDE, SIDE, 3)
+    assert [sheet[f"column{i}"].shape for i in range(4)] == [(2, SIDE, SIDE, 3)] * 4
     scores.write(tmp_path)
-    assert "Detections" in html.write(tmp_path).read_text()
+    page = html.write(tmp_path).read_text()
+    assert "Detections" in page
+    assert 'class="samples large"' in page
 
 
 @pytest.mark.parametrize("head", ["c4", "fpn"])

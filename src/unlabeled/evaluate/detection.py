@@ -14,7 +14,7 @@ from unlabeled.evaluate.faster_rcnn import Detector, Sides, faster_rcnn
 from unlabeled.evaluate.frozen import same_everywhere
 from unlabeled.evaluate.iterations import Iterations, Place, ahead, seeded, train
 from unlabeled.evaluate.objects import Example, detect, drawn, flipped, reader, sheet
-from unlabeled.evaluate.trunk import freeze_to, stages_of, still_norms
+from unlabeled.evaluate.trunk import freeze_to, stages_of, still_norms, synchronised
 
 CALLED = {"coco": "COCO", "voc07": "VOC2007's 11 recalls, as Detectron2 averages it"}
 
@@ -183,7 +183,7 @@ class Detection:
         """The detector, trained."""
         backbone, device, key = subject.backbone, subject.device, (subject.seed, "detection")
         stages = stages_of(backbone)
-        same_everywhere(backbone)
+        same_everywhere(synchronised(backbone))
         freeze_to(backbone, self.freeze_at)
         still = still_norms(backbone, every=self.norm == "frozen")
         with seeded(device, *key, "layers"):

@@ -180,8 +180,8 @@ def train(
     for layer in still:
         layer.eval()
     world, share = dist.world_size(), schedule.batch_size
-    if share < world:
-        raise ValueError(f"batch_size={share} leaves some of the {world} processes without image")
+    if share % world:  # equal shares: processes meet in batch norm and in gradients
+        raise ValueError(f"batch_size={share} does not divide among {world} processes")
     per_pass = schedule.per_pass or share
     batches = drawn(subject.data.size("train"), schedule, *key)
     examples = ahead(lambda batch: [load(place) for place in batch], batches, most=THREADS)

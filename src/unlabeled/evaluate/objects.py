@@ -94,14 +94,18 @@ def sheet(pictures: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, 
     """The figure of some images, by `drawn`."""
     if not pictures:
         return {}
+    columns: dict[str, np.ndarray] = {}
+    for first in range(min(2, len(pictures))):  # two images stand side by side
+        for i, shown in enumerate(zip(*pictures[first::2], strict=True)):
+            columns[f"column{2 * first + i}"] = np.stack(shown)
+    titles = ["true boxes", "detections"] * 2
     return {
         "detections": {
             "kind": "sheet",
             "title": "Detections",
             "note": f"Test images with their true boxes, and with those found with a score of at "
             f"least {SURE}.",
-            "titles": np.array(["true boxes", "detections"], dtype=np.str_),
-            "column0": np.stack([true for true, _ in pictures]),
-            "column1": np.stack([found for _, found in pictures]),
+            "titles": np.array(titles[: len(columns)], dtype=np.str_),
+            **columns,
         }
     }

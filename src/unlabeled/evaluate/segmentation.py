@@ -175,11 +175,11 @@ class Segmentation:
     def _train(self, network: Segmenter, subject: Subject) -> None:
         backbone, device, key = network.backbone, subject.device, (subject.seed, "segmentation")
         frozen = self.trunk == "frozen"
+        synchronised(network)
         backbone.requires_grad_(not frozen)
         still = [*backbone.modules()] if frozen else []
         if not frozen:
             still = still_norms(backbone, every=self.norm == "frozen")
-            network = synchronised(network)  # type: ignore[assignment]
         before = checksum(backbone) if frozen else ""
         read = reader(subject.data, "train", self.side)
 

@@ -12,6 +12,7 @@ from unlabeled.report import pictures
 from unlabeled.report.charts import axis, grid, number, path, svg, text
 
 Arrays = Mapping[str, np.ndarray]
+LARGE = 256  # pixels of a picture
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Figure:
     drawing: Markup | None = None
     names: list[str] = field(default_factory=list)  # of the curves, in the order of colours
     columns: list[tuple[str, list[str]]] = field(default_factory=list)  # of a sheet
+    large: bool = False  # whether its pictures show too much to be made small
     queries: list[pictures.Query] = field(default_factory=list)
 
 
@@ -37,7 +39,8 @@ def figure(name: str, arrays: Arrays) -> Figure:
     if kind == "neighbours":
         return Figure(title, note, queries=pictures.queries(arrays))
     if kind == "sheet":
-        return Figure(title, note, columns=pictures.samples(arrays))
+        large = arrays["column0"].shape[2] >= LARGE
+        return Figure(title, note, columns=pictures.samples(arrays), large=large)
     if kind == "curves":
         return Figure(title, note, curves(arrays), [str(n) for n in arrays["names"]])
     if kind == "points":
