@@ -177,6 +177,19 @@ EVAL = {  # what an evaluation needs at that size
         if group or p.stem in ("finetune", "linear_augmented", "semisup")
     },
 }
+DETECTION = [
+    *("EVAL.steps=1", "EVAL.batch_size=2", "EVAL.train_sides=[32]", "EVAL.test_side=32"),
+    *("EVAL.longest=32", "EVAL.pre_nms=[20,10]", "EVAL.post_nms=[10,5]", "EVAL.rois=4"),
+    *("EVAL.precise=0", "EVAL.resamples=5", "EVAL.anchors=[4,8,16,32,48]"),
+]
+SEGMENTATION = [
+    *("EVAL.steps=1", "EVAL.batch_size=2", "EVAL.crop=32", "EVAL.side=32", "EVAL.holes=1"),
+    "EVAL.resamples=5",
+]
+for task, small_task in (("detection_voc", DETECTION), ("segmentation_voc", SEGMENTATION)):
+    EVAL[task] = small_task
+    EVAL |= {f"{task}/{p.stem}": small_task for p in (CONF / f"eval/{task}").glob("*.yaml")}
+    EVAL["all"] += [line.replace("EVAL", f"evals.{task}") for line in small_task]
 VOC = ["EVAL.data.eval_decode.size=16", "EVAL.data.eval_decode.resize=16", "EVAL.jobs=1"]
 for preset in ("svm_voc07", "svm_voc07/vissl", "svm_voc07/fair"):
     EVAL[preset] = VOC
@@ -319,6 +332,7 @@ def official(root, pixels, write):
     (stl / "class_names.txt").write_text("\n".join("abcdefghij"))
     for year, sets in (("2007", ("trainval", "test")), ("2012", ("trainval",))):
         voc(root / f"VOCdevkit/VOC{year}", sets, write)
+    segmented(root / "VOCdevkit/VOC2012", pixels)
 
 
 def voc(folder, sets, write):
@@ -334,6 +348,18 @@ def voc(folder, sets, write):
     for k, name in enumerate(sets):
         ids = "".join(f"{i}\n" for i in range(8 * k, 8 * k + 8))
         (folder / f"ImageSets/Main/{name}.txt").write_text(ids)
+
+
+def segmented(folder, pixels):
+    """The same images of 2012 as training and test images, with a class for every pixel."""
+    (folder / "ImageSets/Segmentation").mkdir()
+    for name in ("train", "val", "train_aug"):
+        (folder / f"ImageSets/Segmentation/{name}.txt").write_text("0\n1\n2\n3\n4\n5\n6\n7\n")
+    for name in ("SegmentationClass", "SegmentationClassAug"):
+        (folder / name).mkdir()
+        for i in range(8):
+            values = pixels.integers(0, 21, (40, 40), dtype=np.uint8)
+            Image.fromarray(values).save(folder / name / f"{i}.png")
 
 
 @pytest.fixture(scope="module")
