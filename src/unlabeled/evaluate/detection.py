@@ -12,7 +12,7 @@ from unlabeled.evaluate.box_precision import RECALLS, BoxPrecision
 from unlabeled.evaluate.contract import Data, Result, Subject
 from unlabeled.evaluate.faster_rcnn import Detector, Sides, faster_rcnn
 from unlabeled.evaluate.frozen import same_everywhere
-from unlabeled.evaluate.iterations import Iterations, Place, ahead, seeded, train
+from unlabeled.evaluate.iterations import Iterations, Place, seeded, train
 from unlabeled.evaluate.objects import Example, detect, drawn, flipped, reader, sheet
 from unlabeled.evaluate.trunk import freeze_to, stages_of, still_norms, synchronised
 
@@ -153,14 +153,14 @@ class Detection:
         data, key = subject.data, (subject.seed, "detection")
         model = self._model(subject)
         same_everywhere(model)  # running statistics
-        metric, pictures = BoxPrecision(len(data.classes)), {}
-        count = data.size("test")
-        chosen = subset(None, count, min(self.shown, count), *key, "shown").tolist()
+        metric, count = BoxPrecision(len(data.classes)), data.size("test")
         found = detect(model, subject, "test")
-        for i, true in enumerate(ahead(reader(data, "test"), range(count))):
-            metric.add(found[i], true.truth())
-            if i in chosen:
-                pictures[i] = drawn(true, found[i], data.classes)
+        known = reader(data, "test", images=False)
+        for i, boxes in enumerate(found):
+            metric.add(boxes, known(i).truth())
+        chosen = subset(None, count, min(self.shown, count), *key, "shown").tolist()
+        read = reader(data, "test")
+        pictures = [drawn(read(i), found[i], data.classes) for i in chosen]
         scores: dict[str, float] = {}
         details: dict[str, dict[str, Any]] = {}
         for rule in RECALLS:
@@ -177,7 +177,7 @@ class Detection:
             details[f"{rule}/AP50"]["by_class"] = {
                 data.classes[c]: float(x) for c, x in enumerate(ap50) if not np.isnan(x)
             }
-        return Result(scores, details, {}, sheet([pictures[i] for i in chosen]))
+        return Result(scores, details, {}, sheet(pictures))
 
     def _model(self, subject: Subject) -> nn.Module:
         """The detector, trained."""

@@ -76,8 +76,8 @@ def flipped(boxes: Tensor, width: int) -> Tensor:
     return torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
 
 
-def reader(data: Any, split: str) -> Callable[[int], Example]:
-    """Reads an image and its boxes by position."""
+def reader(data: Any, split: str, *, images: bool = True) -> Callable[[int], Example]:
+    """Reads an image and its boxes by position; without images, they are empty."""
     known = {kind: data.annotation(split, kind) for kind in KINDS if kind in data.kinds(split)}
 
     def read(position: int) -> Example:
@@ -85,7 +85,8 @@ def reader(data: Any, split: str) -> Callable[[int], Example]:
         none = torch.zeros(len(boxes), dtype=torch.bool)
         difficult = known["difficult"][position] if "difficult" in known else none
         labels = known["box_labels"][position].long()
-        return Example(data.image(split, position), boxes, labels, difficult.bool())
+        image = data.image(split, position) if images else torch.empty(0, dtype=torch.uint8)
+        return Example(image, boxes, labels, difficult.bool())
 
     return read
 
