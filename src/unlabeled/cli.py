@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -56,7 +58,9 @@ def building() -> Iterator[None]:
         raise InputError(f"`{key[1]}`: {cause}" if key else str(cause)) from error
 
 
-def launch(task: Task, conf: Path | None = None) -> NoReturn:
+def launch(
+    task: Task, conf: Path | None = None, after: Callable[[], None] | None = None
+) -> NoReturn:
     """Runs `task` under Hydra on the command line's config, and ends the process.
 
     Codes: 0 done, 2 wrong config or input, 130 interrupted, 1 anything else.
@@ -64,6 +68,7 @@ def launch(task: Task, conf: Path | None = None) -> NoReturn:
     Args:
         task: gets each job's config; returns the score that a sweep maximises.
         conf: the config tree, if not the project's own.
+        after: called when all jobs ended; raises what the process is to end with.
     """
     arguments = _arguments()
     arguments.config_path = Path(arguments.config_path or conf or conf_dir()).absolute()
@@ -72,6 +77,8 @@ def launch(task: Task, conf: Path | None = None) -> NoReturn:
     with _raised_errors():
         try:
             code = _run(job, arguments)
+            if after is not None:
+                after()
         except SystemExit as stop:
             # Lightning ends an interrupted process with exit(1).
             interrupted = isinstance(stop.__context__, KeyboardInterrupt)
@@ -142,6 +149,7 @@ def _run(job: _Job, arguments: Namespace) -> int:
         return DONE
     shows = arguments.hydra_help or arguments.cfg or arguments.info
     starts = not (shows or arguments.shell_completion or arguments.experimental_rerun)
+    _prefer(where)
     if starts:
         _check(arguments, targets=True)
     try:
@@ -155,6 +163,20 @@ def _run(job: _Job, arguments: Namespace) -> int:
     if job.error is not None:
         raise job.error
     return DONE
+
+
+def _prefer(conf: Path) -> None:
+    """Has choices of Hydra's groups in the config tree replace those of the same name in plugins.
+
+    Hydra would take a plugin's for the schema of ours, and refuse one with a defaults list.
+    """
+    Plugins.instance()  # imports them, which stores their choices
+    for path in (conf / "hydra").rglob("*.yaml"):
+        *groups, name = path.relative_to(conf).parts
+        store: Any = ConfigStore.instance().repo
+        for group in groups:
+            store = store.get(group, {})
+        store.pop(name, None)
 
 
 def _check(arguments: Namespace, *, targets: bool) -> None:

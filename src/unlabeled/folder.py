@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from unlabeled.config import InputError
+from unlabeled.slurm import Stopped
 
 PACKAGES = ("unlabeled", "torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy")
 
@@ -72,7 +73,7 @@ class Folder:
         trace: TracebackType | None,
     ) -> None:
         state = "finished" if error is None else "failed"
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, (KeyboardInterrupt, Stopped)):
             state = "interrupted"
         self.status |= {
             "state": state,

@@ -32,7 +32,8 @@ def text(conf: Path, name: str) -> str:
     """The help of a config tree with this root."""
     root = yaml.safe_load((conf / f"{name}.yaml").read_text()) or {}
     defaults = [d for d in root.get("defaults", []) if isinstance(d, dict)]
-    groups = {str(group): str(group) for item in defaults for group in item}
+    names = (str(group).removeprefix("override ") for item in defaults for group in item)
+    groups = {name: name for name in names}
     for path in sorted((conf / "method").glob("*.yaml")):  # what a method chooses from
         for group, place in re.findall(r"- /(\w+)@(\w+):", path.read_text()):
             groups[f"{group}@method.{place}"] = group

@@ -16,6 +16,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from unlabeled import slurm
 from unlabeled.cli import building, launch
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
 
     from unlabeled.folder import Folder, plain
     from unlabeled.report import html, terminal
+    from unlabeled.report.run import supervised_scores
 
+    slurm.watch.listen()
     if cfg.compare:
         return _compare(cfg, out)
     with Folder(out, cfg) as folder:
         with building():
-            supervised = _supervised(cfg)
+            supervised = supervised_scores(cfg.baseline.supervised)
             pl.seed_everything(cfg.seed, workers=True, verbose=False)
             data = instantiate(cfg.data)
             data.setup("fit")
@@ -78,22 +81,6 @@ def _compare(cfg: DictConfig, out: Path) -> dict[str, float]:
     return {}
 
 
-def _supervised(cfg: DictConfig) -> dict[str, float] | None:
-    """The scores of the run that is the supervised baseline, if one is named."""
-    import json
-
-    path = cfg.baseline.supervised
-    if path is None:
-        return None
-    try:
-        return json.loads((Path(path) / "scores.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"baseline.supervised={path}: cannot read its scores.json ({error}); name the folder "
-            "of a finished run of method=supervised with the same evaluations"
-        ) from error
-
-
 def _refuse(evals: dict[Any, Any], data: Any) -> None:
     from unlabeled.evaluate.suite import obstacle
 
@@ -124,30 +111,23 @@ def _trainer(cfg: DictConfig, folder: "Folder") -> "pl.Trainer":
     from hydra.utils import instantiate
 
     from unlabeled.callbacks.metrics import MetricsCSV
+    from unlabeled.callbacks.requeue import requeues
+    from unlabeled.precision import chosen
 
     loggers = [MetricsCSV(folder.path)]
     loggers += [instantiate(node)(folder=folder.path) for node in cfg.logger.values()]
-    return instantiate(
+    callbacks = [instantiate(node) for node in cfg.callbacks.values()]
+    trainer = instantiate(
         cfg.trainer,
-        precision=_precision(cfg.trainer.precision, cfg.trainer.accelerator),
-        callbacks=[instantiate(node) for node in cfg.callbacks.values()],
+        precision=chosen(cfg.trainer.precision, cfg.trainer.accelerator),
+        callbacks=[*callbacks, *requeues(callbacks)],
         logger=loggers,
+        plugins=slurm.environment(),
         default_root_dir=str(folder.path),
         enable_checkpointing=True,
     )
-
-
-def _precision(asked: str, accelerator: str) -> str:
-    """bf16-mixed where the device computes bfloat16 faster than float32, else 32-true."""
-    import torch
-
-    if asked != "auto":
-        return asked
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    # AVX-512 without its bfloat16 instructions only emulates them, slower than float32
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if fast else "32-true"
+    slurm.check(trainer.num_nodes, trainer.num_devices)
+    return trainer
 
 
 def _random_twin(cfg: DictConfig, backbone: "nn.Module") -> "nn.Module":
@@ -230,11 +210,20 @@ def _named(cfg: DictConfig) -> bool:
 
 def main() -> None:
     """The console script `unlabeled`."""
-    launch(_task)
+    launch(_task, after=_after)
+
+
+def _after() -> None:
+    """A sweep ends with what became of its members."""
+    if launched := sys.modules.get("unlabeled.sweep.launch"):
+        launched.finish()
 
 
 def _task(cfg: DictConfig) -> float | None:
-    scores = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+    try:
+        scores = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+    except slurm.Stopped as stop:
+        slurm.watch.leave(str(stop))
     objective = OmegaConf.select(cfg, "objective")
     return scores.get(objective) if objective else None  # what a sweeper maximises
 

@@ -73,6 +73,23 @@ def read(folder: Path) -> Run:
     )
 
 
+def supervised_scores(path: str | None) -> dict[str, float] | None:
+    """The scores of the run that is the supervised baseline, if one is named.
+
+    Raises:
+        ValueError: its scores cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        return json.loads((Path(path) / "scores.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"baseline.supervised={path}: cannot read its scores.json ({error}); name the folder "
+            "of a finished run of method=supervised with the same evaluations"
+        ) from error
+
+
 def _yaml(text: str) -> dict[str, Any]:
     return yaml.safe_load(text) or {}
 

@@ -1,0 +1,19 @@
+"""The number format that a machine computes fastest in."""
+
+
+def chosen(asked: str, accelerator: str) -> str:
+    """bf16-mixed where the device computes bfloat16 faster than float32, else 32-true.
+
+    Args:
+        asked: Lightning's `precision`, or "auto".
+        accelerator: Lightning's.
+    """
+    import torch
+
+    if asked != "auto":
+        return asked
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    # AVX-512 without its bfloat16 instructions only emulates them, slower than float32
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if fast else "32-true"

@@ -1,0 +1,1 @@
+"""Many runs from one command: members, their table, and where they run."""
