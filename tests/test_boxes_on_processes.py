@@ -27,7 +27,7 @@ def detected():
     start = small().state_dict()
     plan = detection(norm="frozen", steps=2, lr=1e-3)
     subject_ = subject(net, Rectangles())
-    model = plan._model(subject_)
+    model, _ = plan._model(subject_)
     moved = [k for k, v in net.state_dict().items() if "bn" in k and not torch.equal(v, start[k])]
     other = detection(norm="train", extra_norm=True, lr=1e-3).tune(subject(small(), Rectangles()))
     return {"state": model.state_dict(), "moved": moved, "n": other.details["coco/AP"]["n"]}

@@ -230,7 +230,7 @@ def test_every_stage_learns_and_frozen_norm_stays(head):
     start = {k: v.clone() for k, v in net.state_dict().items()}
     data = Rectangles(empty=2)
     settings = {"head": head, "norm": "frozen", "batch_size": 4, "steps": 2, "lr": 1e-3}
-    model = detection(**settings)._model(subject(net, data))
+    model, _ = detection(**settings)._model(subject(net, data))
     state = model.state_dict()
     left = dict(start)
     for name in start:
@@ -263,7 +263,7 @@ def test_one_seed_gives_one_detector_and_leaves_random_numbers_alone():
     runs = []
     for seed in (0, 0, 1):
         plan = detection(extra_norm=True, batch_size=3, per_pass=2, train_sides=[48, 64])
-        runs.append(plan._model(subject(small(), seed=seed)).state_dict())
+        runs.append(plan._model(subject(small(), seed=seed))[0].state_dict())
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(runs[0][k], runs[1][k]) for k in runs[0])
     assert any(not torch.equal(runs[0][k], runs[2][k]) for k in runs[0])
@@ -281,6 +281,15 @@ def test_precise_norm_is_the_mean_over_batches():
         mean = net.conv1(x).mean((0, 2, 3))
     torch.testing.assert_close(net.bn1.running_mean, mean, rtol=0.2, atol=0.02)
     assert net.bn1.momentum == 0.1
+
+
+@pytest.mark.parametrize("norm", ["frozen", "train"])
+def test_training_that_diverges_ends_with_finite_scores(norm):
+    plan = detection(steps=30, lr=1e4, norm=norm, precise=2)
+    result = plan.tune(subject(small()))
+    assert result.details["coco/AP"]["updates"] < 30
+    assert all(0 <= x <= 1 for x in result.scores.values())
+    assert detection().tune(subject(small())).details["coco/AP"]["updates"] == 1
 
 
 def test_data_without_boxes_are_an_obstacle():

@@ -151,7 +151,7 @@ class Detection:
     def tune(self, subject: Subject) -> Result:
         """Trains a detector on the subject's backbone and scores it."""
         data, key = subject.data, (subject.seed, "detection")
-        model = self._model(subject)
+        model, done = self._model(subject)
         same_everywhere(model)  # running statistics
         metric, count = BoxPrecision(len(data.classes)), data.size("test")
         found = detect(model, subject, "test")
@@ -172,6 +172,7 @@ class Detection:
                     **self._details(rule),
                     "ci95": list(bounds[kind]),
                     "n": count,
+                    "updates": done,
                     "absent": [data.classes[c] for c in np.flatnonzero(np.isnan(ap50))],
                 }
             details[f"{rule}/AP50"]["by_class"] = {
@@ -179,8 +180,8 @@ class Detection:
             }
         return Result(scores, details, {}, sheet(pictures))
 
-    def _model(self, subject: Subject) -> nn.Module:
-        """The detector, trained."""
+    def _model(self, subject: Subject) -> tuple[nn.Module, int]:
+        """The detector, and how many updates it was trained for."""
         backbone, device, key = subject.backbone, subject.device, (subject.seed, "detection")
         stages = stages_of(backbone)
         same_everywhere(synchronised(backbone))
@@ -209,8 +210,8 @@ class Detection:
             return torch.stack([*model(images, targets).values()]).sum()
 
         settings = {"still": still, "precise": self.precise}
-        train(loss, model, subject, load, self.schedule, *key, "train", **settings)
-        return model
+        done = train(loss, model, subject, load, self.schedule, *key, "train", **settings)
+        return model, done
 
     def _details(self, rule: str) -> dict[str, Any]:
         plan = self.plan

@@ -1,5 +1,6 @@
 """Training on whole images of any size for a number of iterations, as detectors are trained."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from unlabeled.draws import seed_of, shuffled
 from unlabeled.evaluate.contract import Subject
 from unlabeled.evaluate.tuning import norm_layers, sum_gradients
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 THREADS = 8  # that read images; decoding JPEGs does not hold Python's lock
 REPORTS = 100  # times that progress is told
@@ -159,10 +161,12 @@ def train(
     *key: int | str,
     still: Sequence[nn.Module] = (),
     precise: int = 0,
-) -> None:
+) -> int:
     """Trains a network, and leaves it in evaluation mode.
 
-    Gradients are means over the images of the whole batch, over all processes.
+    Gradients are means over the images of the whole batch, over all processes. Where one is not
+    finite, training ends before that update: a backbone at random initialisation whose batch
+    norm is frozen may get there, and must not take the others' scores with it.
 
     Args:
         loss: the mean over some examples.
@@ -174,8 +178,11 @@ def train(
         still: modules that stay in evaluation mode: norm layers whose statistics do not move.
         precise: batches over which running statistics are averaged in the end, with the last
             weights; 0: they are the moving averages of training.
+
+    Returns:
+        The number of updates that were made.
     """
-    optimizer = schedule.optimizer(network)
+    done, optimizer = schedule.steps, schedule.optimizer(network)
     network.train()
     for layer in still:
         layer.eval()
@@ -196,14 +203,25 @@ def train(
             with seeded(subject.device, *key, "samples", step, dist.rank(), i):
                 (loss(some) * (len(some) / share)).backward()
         sum_gradients(optimizer)
+        if not _finite(network):
+            log.warning("training diverged at update %d of %d", step, schedule.steps)
+            done = step
+            break
         optimizer.step()
         if (step + 1) % every == 0 or step + 1 == schedule.steps:
             subject.progress("training", step + 1, schedule.steps)
-    if precise:
+    if precise and done == schedule.steps:
         layers = [m for m in norm_layers(network) if m.training]
         _precise(layers, lambda: loss(next(examples)[:per_pass]), precise, subject, *key)
     examples.close()  # type: ignore[attr-defined]
     network.eval()
+    return done
+
+
+def _finite(network: nn.Module) -> bool:
+    """Whether all gradients are, which are the same in all processes."""
+    grads = [p.grad for p in network.parameters() if p.grad is not None]
+    return bool(torch.nn.utils.get_total_norm(grads).isfinite())
 
 
 @torch.no_grad()

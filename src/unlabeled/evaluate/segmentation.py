@@ -123,7 +123,7 @@ class Segmentation:
         """Trains the head, and the trunk if it is to, and scores the test images."""
         data, key = subject.data, (subject.seed, "segmentation")
         network, stage = self._network(subject)
-        self._train(network, subject)
+        done = self._train(network, subject)
         classes, count = 1 + len(data.classes), data.size("test")
         chosen = subset(None, count, min(self.shown, count), *key, "shown").tolist()
         tables, pictures = [], []
@@ -145,6 +145,7 @@ class Segmentation:
         details = {
             **self._details(stage),
             "n": count,
+            "updates": done,
             "absent": [names[c] for c in iou.isnan().nonzero().flatten()],
         }
         each = {names[c]: x for c, x in enumerate(iou.tolist()) if x == x}
@@ -172,7 +173,7 @@ class Segmentation:
         frozen = self.trunk == "frozen"
         return Segmenter(backbone, stage, head, frozen=frozen, bf16=self.bf16).to(device), stage
 
-    def _train(self, network: Segmenter, subject: Subject) -> None:
+    def _train(self, network: Segmenter, subject: Subject) -> int:
         backbone, device, key = network.backbone, subject.device, (subject.seed, "segmentation")
         frozen = self.trunk == "frozen"
         synchronised(network)
@@ -194,10 +195,11 @@ class Segmentation:
             total = F.cross_entropy(logits, y, ignore_index=UNKNOWN, reduction="sum")
             return total / (y != UNKNOWN).sum().clamp(min=1)
 
-        train(loss, network, subject, load, self.schedule, *key, "train", still=still)
+        done = train(loss, network, subject, load, self.schedule, *key, "train", still=still)
         if frozen and checksum(backbone) != before:
             raise RuntimeError("the frozen backbone changed while its head was trained")
         same_everywhere(network)
+        return done
 
     def _details(self, stage: str) -> dict[str, Any]:
         return {
