@@ -93,8 +93,8 @@ class Result:
             have a `note`; by kind: "neighbours", as `evaluate.figures.neighbours`; "sheet",
             `titles` (c,) and `column0` ... uint8 (n, h, w, 3), a row per image; "curves", `x`
             (n,), `names` (s,), `y` (s, n) and optionally `low`, `high`, `ticks` (n,), `xlabel`,
-            `ylabel`, `log`, `percent`; "points", `x`, `y`, `names` (n,) and optionally `group`, `xlabel`,
-            `ylabel`, `percent`.
+            `ylabel`, `log`, `percent`; "points", `x`, `y`, `names` (n,) and optionally `group`,
+            `xlabel`, `ylabel`, `percent`.
     """
 
     scores: Mapping[str, float]
