@@ -5,7 +5,8 @@
 
 Each method first runs for two passes over its images: the second shows what an update costs, the
 first what is done once (features of a source), and so how many updates fit into the budget. Then
-it trains for as many with its own schedule (experiment/cifar10/<method>), in one thread. What came of a run is kept in docs/results, and a run whose record exists is not
+it trains for as many with its own schedule (experiment/cifar10/<method>), in one thread. What came
+of a run is kept in docs/results, and a run whose record exists is not
 repeated: the table continues where it stopped, on another machine too. To measure a method
 again, delete its record.
 """
