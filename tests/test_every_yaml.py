@@ -208,7 +208,7 @@ for preset in ("normals/nyuv2", "normals/nyuv2_depth"):
     EVAL[preset] = [*FEW_STEPS, "EVAL.sides=[32]", "EVAL.test_sides=[32, 40]"]
 for preset in ("keypoints/flic", "keypoints/mpii"):
     EVAL[preset] = [*FEW_STEPS, "EVAL.side=32"]
-EVAL["all"] += ["~evals.normals", "~evals.keypoints"]  # a folder has neither; only a command line skips
+EVAL["all"] += ["~evals.normals", "~evals.keypoints"]  # a folder has neither
 for preset in ("normals/nyuv2", "keypoints/flic", "keypoints/mpii"):
     key = f"evals.{preset.replace('/', '_')}"
     EVAL["all"] += [line.replace("EVAL", key) for line in EVAL[preset]]
