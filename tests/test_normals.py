@@ -12,6 +12,7 @@ from torch import nn
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.data.decode import Center
 from unlabeled.data.images import Images
+from unlabeled.data.nyuv2 import NYUv2
 from unlabeled.data.splits import Array
 from unlabeled.evaluate.angles import Angles, degrees
 from unlabeled.evaluate.annotated import Poly
@@ -215,7 +216,7 @@ def test_the_whole_evaluation_learns_what_can_be_seen(tmp_path):
     scores = evaluate(
         {"normals": evaluation()}, backbone=Blind(), data=data(), out=tmp_path, seed=0, pixels=True
     )
-    names = ["mean_degrees", "median_degrees", "within_11.25", "within_22.5", "within_30"]
+    names = ["mean_degrees", "median_degrees", "within_30", "within_22.5", "within_11.25"]
     assert [n for n in scores.values if n.startswith("normals/")] == [f"normals/{n}" for n in names]
     blind = scores.values["normals/median_degrees"]
     seen = scores.values["baseline/pixels/normals/median_degrees"]  # colours say it all
@@ -321,6 +322,19 @@ def test_data_without_normals_are_an_obstacle(tmp_path):
             seed=0,
             explicit=True,
         )
+
+
+def test_data_that_are_not_there_are_skipped_by_name(tmp_path):
+    decode = Center(size=12)
+    layout = NYUv2()
+    missing = Images(root=str(tmp_path), layout=layout, decode=decode, eval_decode=decode)
+    found = evaluate(
+        {"normals": evaluation(data=missing)}, backbone=Net(), data=data(), out=tmp_path, seed=0
+    )
+    assert not found.values
+    said = found.skipped["normals"]
+    assert str(tmp_path / "nyu_depth_v2_labeled.mat") in said
+    assert "get it from http" in said
 
 
 @pytest.mark.parametrize(

@@ -202,8 +202,8 @@ class KeyPoints:
             for name, (_, interval) in scores.items()
         }
         values = {name: value for name, (value, _) in scores.items()}
-        note = f"{limits.name}: {next(iter(values.values())):.1%}; of the mean places of the "
-        note += f"training set: {next(iter(nothing.values()))[0]:.1%}."
+        note = f"{limits.name}: {values[limits.name]:.1%}; of the mean places of the "
+        note += f"training set: {nothing[limits.name][0]:.1%}."
         rows = subset(None, len(made), min(self.pictures, len(made)), subject.seed, "keypoints")
         figures = sheet(cutter, sides["test"], made, rows, self.least, note)
         return Result(values, details, {}, figures)

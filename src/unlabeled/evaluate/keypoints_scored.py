@@ -55,7 +55,7 @@ def scored(
     limits: Limits,
     seed: int,
 ) -> dict[str, tuple[float, tuple[float, float]]]:
-    """Scores of places (N, K, 2) and their intervals: of all key-points, the area, and of each.
+    """Scores of places (N, K, 2) and their intervals: of each key-point, the area, and of all.
 
     Args:
         places: in pixels of the images.
@@ -72,24 +72,21 @@ def scored(
     known = found.points[..., 2] >= limits.least
     key = (seed, "keypoints", "bootstrap")
     made: dict[str, tuple[float, tuple[float, float]]] = {}
-    chosen = {"": counted}
-    chosen |= {f"{n}/": torch.arange(len(names)) == k for k, n in enumerate(names)}
+    chosen = {f"{n}/": torch.arange(len(names)) == k for k, n in enumerate(names)}
+    chosen[""] = counted
     for prefix, columns in chosen.items():
         counts = known & columns
         if not bool(counts.any()):
             if prefix:
                 continue  # a key-point that is given nowhere
             raise ValueError("none of the counted key-points is given in any test image")
-        hits = (right(errors, found.units, limits.threshold) & counts).sum(1)
-        value = pck(errors, counts, found.units, limits.threshold)
-        made[prefix + limits.name] = (
-            value,
-            interval(hits, counts.sum(1), found.owner, *key),
-        )
         if not prefix:
             under = (areas(errors, found.units, limits.threshold) * counts).sum(1)
             value = (under.sum() / counts.sum()).item()
             made["auc"] = (value, interval(under, counts.sum(1), found.owner, *key))
+        hits = (right(errors, found.units, limits.threshold) & counts).sum(1)
+        value = pck(errors, counts, found.units, limits.threshold)
+        made[prefix + limits.name] = (value, interval(hits, counts.sum(1), found.owner, *key))
     return made
 
 
