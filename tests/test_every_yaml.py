@@ -1,8 +1,10 @@
 """Every YAML in conf/, swapped into the smallest run: two steps on a tiny tree of files."""
 
+import io
 import json
 import math
 import struct
+import tarfile
 
 import numpy as np
 import pytest
@@ -311,6 +313,7 @@ def roots(tmp_path_factory):
         write(root / name, WNIDS, 6)
     (root / "imagenet9k/wnids.txt").write_text("\n".join(WNIDS))
     official(root, pixels, write)
+    archived(root)
     (root / "fashion_mnist").mkdir()
     for side, count in (("train", 16), ("t10k", 8)):
         images = pixels.integers(0, 256, (count, 28, 28), dtype=np.uint8)
@@ -319,6 +322,19 @@ def roots(tmp_path_factory):
             header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
             (root / f"fashion_mnist/{side}-{kind}-ubyte").write_bytes(header + array.tobytes())
     return root
+
+
+def archived(root):
+    """Shards of the images of a folder, with the number of their class."""
+    for side, images in (("train", range(16)), ("val", range(16, 20))):
+        (root / f"shards/{side}").mkdir(parents=True)
+        with tarfile.open(root / f"shards/{side}/00000.tar", "w") as archive:
+            for i in images:
+                for k, kind in enumerate(("cat", "dog")):
+                    archive.add(root / f"folder/{kind}/{i}.png", f"{kind}{i}.png")
+                    label = tarfile.TarInfo(f"{kind}{i}.cls")
+                    label.size = 1
+                    archive.addfile(label, io.BytesIO(str(k).encode()))
 
 
 def official(root, pixels, write):

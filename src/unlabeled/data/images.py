@@ -13,7 +13,7 @@ from unlabeled.data.annotated import Annotations
 from unlabeled.data.decode import Decode
 from unlabeled.data.layouts import Layout
 from unlabeled.data.reading import MemoryRows, TrainingRows
-from unlabeled.data.sampler import Batches, Loader
+from unlabeled.data.sampler import Batches, Loader, Order
 from unlabeled.data.splits import digest, divide
 from unlabeled.data.store import Store, cores
 from unlabeled.data.tasks import Tasks, by_task, filled, in_turn
@@ -99,6 +99,7 @@ class Images(Annotations, pl.LightningDataModule):
         store = self._read()
         if stage == "fit":
             self._batches()  # raises if a batch cannot be filled
+            store.order(self.batch_size, self.seed, 0)
         if store.in_memory("train"):
             store.pixels("train")
 
@@ -222,11 +223,12 @@ class Images(Annotations, pl.LightningDataModule):
         order = (self.count, self.batch_size, self.seed)
         return Batches(*order, position=self._position, order=self._begin, **self._place())
 
-    def _begin(self, epoch: int) -> Tensor | None:
+    def _begin(self, epoch: int) -> Order | None:
         """Tells what is trained that an epoch of these data begins: it may choose the order."""
         method = None if self.trainer is None else self.trainer.lightning_module
         begin = getattr(method, "begin_epoch", None)
-        return None if begin is None else begin(epoch)
+        order = None if begin is None else begin(epoch)
+        return self._read().order(self.batch_size, self.seed, epoch) if order is None else order
 
     def _position(self) -> int:
         """Batches drawn so far: the trainer counts them, and its checkpoints carry the count."""

@@ -90,12 +90,13 @@ class TrainingRows:
         return filled(batch, {task: _stacked(each) for task, each in crops.items()}), bad
 
     def _open(self, wanted: int, bad: Bad) -> tuple[int, Image.Image] | None:
-        for i in range(wanted, wanted + self.tries):
-            i %= len(self.split)
+        i = wanted
+        for _ in range(self.tries):
             try:
                 return i, self.split.image(i)
             except UnreadableError as error:
                 bad.append((i, str(error)))
+                i = (i + error.hop) % len(self.split)
         return None
 
 

@@ -1,6 +1,7 @@
 """One image file to 8-bit RGB, whatever its mode."""
 
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,23 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
 class UnreadableError(Exception):
-    """An image file that cannot be decoded completely."""
+    """An image file that cannot be decoded completely.
+
+    Args:
+        reason: why.
+        hop: how many positions further another image may be readable.
+    """
+
+    def __init__(self, reason: str, *, hop: int = 1) -> None:
+        super().__init__(reason)
+        self.hop = hop
 
 
-def read(path: str | Path) -> Image.Image:
-    """The image of a file as 8-bit RGB, upright (EXIF); of an animation, the first frame.
+def read(path: str | Path | BytesIO) -> Image.Image:
+    """An image as 8-bit RGB, upright (EXIF); of an animation, the first frame.
+
+    Args:
+        path: a file, or its bytes.
 
     Raises:
         UnreadableError: the file is missing, truncated, damaged, no image, or has more than

@@ -24,6 +24,12 @@ class Reads(Protocol):
     def __getitem__(self, keys: Any, /) -> tuple[Batch | None, Bad]: ...
 
 
+class Order(Protocol):
+    """Images in the order of an epoch: a tensor, or what computes parts when they are asked for."""
+
+    def __getitem__(self, part: slice, /) -> Tensor: ...
+
+
 class Batches(DistributedSampler):
     """The batches of one process, as lists of keys; incomplete batches are dropped.
 
@@ -52,7 +58,7 @@ class Batches(DistributedSampler):
         seed: int,
         *,
         position: Callable[[], int],
-        order: Callable[[int], Tensor | None] | None = None,
+        order: Callable[[int], Order | None] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -101,11 +107,11 @@ class Batches(DistributedSampler):
             yield self._keys(epoch, range(start, stop), self._order_of(epoch))
             start = stop
 
-    def _order_of(self, epoch: int) -> Tensor:
+    def _order_of(self, epoch: int) -> Order:
         order = None if self.order is None else self.order(epoch)
         return shuffled(self.count, self.seed, "order", epoch) if order is None else order
 
-    def _keys(self, epoch: int, steps: range, order: Tensor) -> Iterator[list[Key]]:
+    def _keys(self, epoch: int, steps: range, order: Order) -> Iterator[list[Key]]:
         rows = self.batch_size // self.world
         for step in steps:
             first = step % len(self) * self.batch_size + self.rank * rows

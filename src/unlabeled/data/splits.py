@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -104,7 +105,46 @@ class Array:
         return digest([_stored(self.pixels).contiguous().numpy().data], self.labels, self.classes)
 
 
-Split = Files | Array
+class Split(Protocol):
+    """A set of images, however they are kept."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(N,) int64 into `classes`, or None."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty without labels."""
+        ...
+
+    @property
+    def annotations(self) -> Mapping[str, Annotation]:
+        """By kind, see `unlabeled.truth`."""
+        ...
+
+    @property
+    def names(self) -> Mapping[str, tuple[str, ...]]:
+        """Of key-points and factors, by kind."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """What to call an image in a message."""
+        ...
+
+    def image(self, i: int) -> Image.Image:
+        """An image as RGB. Raises `UnreadableError`."""
+        ...
+
+    def take(self, positions: Tensor) -> "Split":
+        """Some of the images, in the order of `positions`."""
+        ...
+
+    def identity(self) -> str:
+        """A hash of which images these are, in their order, with their labels."""
+        ...
 
 
 def rows(pixels: Tensor, positions: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from unlabeled.batch import Batch
 from unlabeled.data.decode import Decode
 from unlabeled.data.layouts import Layout
 from unlabeled.data.reading import PlainRows, Unreadable, labelled, load
-from unlabeled.data.sampler import Loader
+from unlabeled.data.sampler import Loader, Order
+from unlabeled.data.shards import Archived
 from unlabeled.data.splits import Array, Split
 from unlabeled.draws import Draws, Key, subset
 
@@ -80,6 +81,13 @@ class Store:
                 self.unreadable[side](bad)
                 self._pixels[side] = pixels
         return self._pixels[side]
+
+    def order(self, batch_size: int, *key: int | str) -> Order | None:
+        """An epoch's order of the training images, where reading them in any costs too much."""
+        split = self.split("train")
+        if isinstance(split, Archived) and not self.in_memory("train"):
+            return split.order(batch_size, *key)
+        return None
 
     def scan(
         self,
