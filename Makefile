@@ -32,5 +32,5 @@ bench: setup ## ratios of speed in one run; make bench ARGS=--check fails below 
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python scripts/bench.py $(ARGS)
 
-slurm-test: setup ## runs on a real SLURM, where one is installed
-	$(BIN)/pytest -m slurm $(ARGS)
+slurm-test: setup ## runs on a real SLURM of two nodes, which it starts on this machine
+	$(BIN)/pytest -m slurm tests/slurm $(ARGS)

@@ -44,6 +44,8 @@ class Requeue(LightningCheckpoint):
         self._due = self._due or self._warned(trainer, step)
         whole = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
         if self._due and not whole:
+            # Lightning writes the update's metrics after this, and nobody would make them again.
+            trainer._logger_connector.update_train_step_metrics()
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
