@@ -78,7 +78,7 @@ class KeyPoints:
         freeze_at: int = FROZEN,
         steps: int = 1000,
         batch_size: int = 64,
-        lr: float = 0.5,
+        lr: float = 1.0,
         power: float = 0.9,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,

@@ -60,7 +60,7 @@ class Normals:
         dilate: res4 and res5 keep the resolution of res3.
         steps: updates.
         batch_size: images per update, over all processes.
-        lr: peak learning rate, of this batch.
+        lr: peak learning rate, of this batch; 0.02 with pyramid pooling, as published.
         power: of its polynomial fall to zero.
         momentum: of SGD.
         weight_decay: of weights but those of norms.
@@ -86,7 +86,7 @@ class Normals:
         dilate: bool = False,
         steps: int = 1000,
         batch_size: int = 16,
-        lr: float = 0.5,
+        lr: float = 4.0,
         power: float = 0.9,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
