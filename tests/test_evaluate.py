@@ -207,8 +207,7 @@ def test_a_half_written_store_is_not_taken_for_whole(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         store.extract(net, data, "train", {FINAL})
     assert net.training
-    assert not list(tmp_path.rglob("*.npy"))
-    assert list(tmp_path.rglob("*.npy.partial"))
+    assert not list(tmp_path.rglob("*.npy*"))
     data.scan = scan
     features = store.extract(net, data, "train", {FINAL})[FINAL]
     with torch.no_grad():
@@ -666,7 +665,7 @@ def test_scores_are_written_beside_older_ones(tmp_path):
         (lambda: Linear(lrs=[0.1, -1]), "-1"),
         (lambda: Linear(stages="res5"), "'res5'"),
         (lambda: Linear(schedule="line"), "'line'"),
-        (lambda: FeatureStore(Path(), dtype="bfloat16"), "bfloat16"),
+        (lambda: FeatureStore(Path(), dtype="float64"), "float64"),
         (lambda: KNN(stage="res9").requests(Shapes({}, 3, False)), "res9"),
     ],
 )
@@ -704,13 +703,14 @@ def test_figures_find_the_features_of_an_evaluation(tmp_path):
     run(tmp_path, data, {"knn": KNN(k=[1])})
     torch.manual_seed(0)
     net = Net()  # the one that was evaluated
-    features, seen = final(tmp_path, net, data), data.scanned
+    store = FeatureStore(tmp_path / "features")
+    features, seen = final(store, net, data), data.scanned
     with torch.no_grad():
         expected = net.eval()(normalize(data.pixels["test"]))
     torch.testing.assert_close(features.flatten(1), expected)
     Net()  # the random baseline's weights: kept as well
-    assert final(tmp_path, Net(), data) is None
-    assert final(tmp_path, net, Fake(test=0)) is None
+    assert final(store, Net(), data) is None
+    assert final(store, net, Fake(test=0)) is None
     assert data.scanned == seen + 1  # one image for the shapes of the other
 
 

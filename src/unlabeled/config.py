@@ -19,7 +19,8 @@ ROOT = {  # what belongs to no target
     "resume": str | None,
     "baselines": bool,
     "keep_features": bool,
-    "feature_dtype": Literal["float32", "float16"],
+    "features": str | None,
+    "feature_dtype": Literal["float32", "float16", "bfloat16"],
     "objective": str | None,
     "compare": list[str],
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     from torch import nn
 
+    from unlabeled.evaluate.store import FeatureStore
     from unlabeled.folder import Folder
 
 
@@ -33,6 +34,7 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
+    from unlabeled.evaluate.store import opened
     from unlabeled.folder import Folder, plain
     from unlabeled.report import html, terminal
     from unlabeled.report.run import supervised_scores
@@ -51,6 +53,7 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
             if _named(cfg):
                 _refuse(todo, data)  # now, not after hours of training
             trainer = _trainer(cfg, folder)
+            store = opened(cfg.features, out / "features", cfg.feature_dtype)
             if cfg.method:
                 method = instantiate(cfg.method)
                 backbone = method.backbone
@@ -61,7 +64,7 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
                 random = _random_twin(cfg, backbone)
         if method is not None:
             _fit(cfg, folder, trainer, method, data)
-        scores = _evaluate(cfg, folder, todo, backbone, random, data, trainer, supervised)
+        scores = _evaluate(cfg, folder, todo, backbone, random, data, trainer, store, supervised)
         first = trainer.is_global_zero
     if first:
         html.write(out)
@@ -152,6 +155,7 @@ def _evaluate(
     random: "nn.Module",
     data: Any,
     trainer: "pl.Trainer",
+    store: "FeatureStore",
     supervised: dict[str, float] | None,
 ) -> dict[str, float]:
     import json
@@ -176,14 +180,14 @@ def _evaluate(
                 progress=progress,
                 epoch=trainer.current_epoch if cfg.method else None,
                 explicit=_named(cfg),
-                dtype=cfg.feature_dtype,
+                store=store,
                 supervised=supervised,
             )
         if trainer.is_global_zero:
             scores.write(folder.path)
             for name, reason in scores.skipped.items():
                 print(f"skipped the evaluation {name}: {reason}")
-            features = figures.final(folder.path, backbone, data)
+            features = figures.final(store, backbone, data)
             if features is not None and len(features) >= 3:  # fewer make no picture
                 (folder.path / "figures").mkdir(exist_ok=True)
                 near = figures.neighbours(features, data, seed=cfg.seed)
@@ -191,8 +195,8 @@ def _evaluate(
                 labels = data.labels("test")
                 dots = figures.embedding(features, labels, classes=data.classes, seed=cfg.seed)
                 _save(folder.path / "figures/embedding.npz", dots)
-            if not cfg.keep_features:
-                shutil.rmtree(folder.path / "features", ignore_errors=True)
+            if cfg.features is None and not cfg.keep_features:
+                shutil.rmtree(store.folder, ignore_errors=True)
     return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -112,13 +112,22 @@ class Subject:
     seed: int
     device: torch.device
     progress: Progress
+    # of each split that one pass went over for evaluations of frozen features, in float32
+    features: Mapping[str, Mapping[Request, Tensor]] = field(default_factory=dict)
+
+    def kept(self, split: str, request: Request, rows: Tensor) -> Tensor | None:
+        """Features (n, D) of the images at positions `rows`, if a pass left them."""
+        found = self.features.get(split, {}).get(request)
+        return None if found is None else found[rows].flatten(1)
 
 
 class Tuned(Protocol):
     """An evaluation that trains the backbone itself, or needs more of it than pooled maps.
 
     It runs in every process, on the backbone and on its random twin, and on raw pixels if it
-    says `reads_pixels = True`. For `needs_labels` and `obstacle` see `Evaluation`.
+    says `reads_pixels = True`. Where it has `requests(shapes)`, the pass that others need over
+    its splits extracts these too, for `Subject.kept`. For `needs_labels` and `obstacle` see
+    `Evaluation`.
     """
 
     data: Data | None  # its own data module, or the run's

@@ -1,7 +1,6 @@
 """Pictures of what features hold, as arrays: neighbours, and a map of all images."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,9 @@ from unlabeled.evaluate.store import FeatureStore
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-def final(out: Path, backbone: nn.Module, data: Any) -> Tensor | None:
-    """The backbone's output (n, dim, 1, 1) on the test images, if evaluations kept it in out."""
-    if not data.has("test"):
-        return None
-    return FeatureStore(out / "features").find(backbone, data, "test", FINAL)
+def final(store: FeatureStore, backbone: nn.Module, data: Any) -> Tensor | None:
+    """The backbone's output (n, dim, 1, 1) on the test images, if evaluations kept it."""
+    return store.find(backbone, data, "test", FINAL) if data.has("test") else None
 
 
 def neighbours(

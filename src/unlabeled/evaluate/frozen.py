@@ -22,6 +22,22 @@ def checksum(backbone: nn.Module) -> str:
 
 
 @contextmanager
+def unchanged(backbone: nn.Module) -> Iterator[str]:
+    """Gives the checksum and verifies it in the end.
+
+    Raises:
+        RuntimeError: if a parameter or a buffer changed meanwhile.
+    """
+    before = checksum(backbone)
+    yield before
+    if checksum(backbone) != before:
+        raise RuntimeError(
+            f"parameters or buffers of {type(backbone).__name__} changed while it was evaluated; "
+            "a frozen backbone may not change: look for a layer that updates in eval mode"
+        )
+
+
+@contextmanager
 def frozen(backbone: nn.Module) -> Iterator[str]:
     """Evaluation mode without gradients; gives the checksum and verifies it in the end.
 
@@ -30,21 +46,16 @@ def frozen(backbone: nn.Module) -> Iterator[str]:
     Raises:
         RuntimeError: if a parameter or a buffer changed meanwhile.
     """
-    before = checksum(backbone)
     modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
-    try:
-        # Not inference mode: a tensor that a module caches there would break later training.
-        with torch.no_grad():
-            yield before
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    if checksum(backbone) != before:
-        raise RuntimeError(
-            f"parameters or buffers of {type(backbone).__name__} changed while it was evaluated; "
-            "a frozen backbone may not change: look for a layer that updates in eval mode"
-        )
+    with unchanged(backbone) as before:
+        backbone.eval()
+        try:
+            # Not inference mode: a tensor that a module caches there would break later training.
+            with torch.no_grad():
+                yield before
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
 
 @torch.no_grad()

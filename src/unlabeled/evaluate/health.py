@@ -1,7 +1,7 @@
 """Label-free numbers of how features fill their space."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.draws import Draws, subset
-from unlabeled.evaluate.contract import Data, Result, Subject
+from unlabeled.evaluate.contract import FINAL, Data, Request, Result, Shapes, Subject
 from unlabeled.evaluate.frozen import frozen
 from unlabeled.evaluate.store import images
 
@@ -71,6 +71,9 @@ class Health:
         n = data.size("test")
         return f"it needs {2 * GROUPS} test images, there are {n}" if n < 2 * GROUPS else None
 
+    def requests(self, shapes: Shapes) -> set[Request]:
+        return {FINAL}
+
     def tune(self, subject: Subject) -> Result:
         """Scores the subject, which is only looked at."""
         data = subject.data
@@ -78,7 +81,9 @@ class Health:
         known = None if labels is None else labels.tolist()
         chosen = subset(known, size, min(self.limit, size), subject.seed, "health")
         with frozen(subject.backbone):
-            plain, first, second = self._features(subject, chosen.tolist())
+            kept = subject.kept("test", FINAL, chosen)
+            plain = self._plain(subject, chosen.tolist()) if kept is None else kept.double()
+            first, second = self._views(subject, chosen.tolist())
         groups = torch.arange(len(plain)) % GROUPS
         values: dict[str, tuple[float, tuple[float, float]]] = {
             "rankme": _jackknife(lambda keep: rankme(plain[keep]), groups),
@@ -97,26 +102,28 @@ class Health:
         details = {name: {**shared, "ci95": list(ci)} for name, (_, ci) in values.items()}
         return Result({name: value for name, (value, _) in values.items()}, details, {})
 
-    def _features(self, subject: Subject, chosen: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """(n, D) each: of the test crop, and of two random ones."""
-        parts = [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
-        plain = subject.data.cut("test", parts, subject.data.eval_decode, "plain")
-        key = ("health", subject.seed)
-        views = subject.data.cut("test", parts, self.decode, *key)
-        found: list[list[Tensor]] = [[], [], []]
-        batches: Iterator[Any] = zip(plain, views, strict=True)
-        for i, (whole, cut) in enumerate(batches):
-            crops = [whole["crops"][0], *cut["crops"]]
-            draws = Draws(*key, "flip", i, rows=len(whole["index"]))
-            for k, crop in enumerate(crops):
+    def _plain(self, subject: Subject, chosen: Sequence[int]) -> Tensor:
+        """(n, D) of the test crop."""
+        scan = subject.data.cut("test", _parts(chosen), subject.data.eval_decode, "plain")
+        crops = (images(batch["crops"][0], subject.device) for batch in scan)
+        return torch.cat([_vectors(subject.backbone, x) for x in crops])
+
+    def _views(self, subject: Subject, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(n, D) each, of two random crops."""
+        key, parts = ("health", subject.seed), _parts(chosen)
+        found: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for i, batch in enumerate(subject.data.cut("test", parts, self.decode, *key)):
+            draws = Draws(*key, "flip", i, rows=len(batch["index"]))
+            for rows, crop in zip(found, batch["crops"], strict=True):
                 x = images(crop, subject.device)
-                if k:
-                    flipped = draws.chance(0.5).to(x.device)[:, None, None, None]
-                    x = torch.where(flipped, x.flip(-1), x)
-                found[k].append(_vectors(subject.backbone, x))
+                flipped = draws.chance(0.5).to(x.device)[:, None, None, None]
+                rows.append(_vectors(subject.backbone, torch.where(flipped, x.flip(-1), x)))
             subject.progress("health", i + 1, len(parts))
-        plain_all, first, second = (torch.cat(rows) for rows in found)
-        return plain_all, first, second
+        return torch.cat(found[0]), torch.cat(found[1])
+
+
+def _parts(chosen: Sequence[int]) -> list[Sequence[int]]:
+    return [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
 
 
 def rankme(z: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlabeled.batch import normalize
 from unlabeled.draws import Draws, shuffled, subset
-from unlabeled.evaluate.contract import Data, Result, Shapes, Subject
+from unlabeled.evaluate.contract import FINAL, Data, Request, Result, Shapes, Subject
 from unlabeled.evaluate.frozen import frozen
 from unlabeled.evaluate.store import shapes_of
 
@@ -56,6 +56,9 @@ class Invariance:
     def obstacle(self, data: Data) -> str | None:
         """Why these data are not enough."""
         return "it needs 2 test images, there is 1" if data.size("test") < 2 else None
+
+    def requests(self, shapes: Shapes) -> set[Request]:
+        return {*map(Request, shapes.maps), *(() if shapes.pooled else (FINAL,))}
 
     def tune(self, subject: Subject) -> Result:
         """Scores the subject, which is only looked at."""
@@ -105,10 +108,16 @@ class Invariance:
         parts = [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
         found: dict[str | None, list[dict[str, Tensor]]] = {None: []}
         found |= {name: [] for name in self.transforms}
+        rows = torch.tensor(chosen)
+        kept = {r.stage: subject.kept("test", r, rows) for r in self.requests(shapes)}
+        plain = {stage: F.normalize(z, dim=1) for stage, z in kept.items() if z is not None}
+        if len(plain) == len(kept):
+            found[None] = [plain]
         scan = subject.data.cut("test", parts, subject.data.eval_decode, "plain")
         for i, batch in enumerate(scan):
             x = batch["crops"][0].to(subject.device).float() / 255
-            found[None].append(self._stages(subject, x, shapes))
+            if len(plain) < len(kept):
+                found[None].append(self._stages(subject, x, shapes))
             for name, op in self.transforms.items():
                 draws = Draws(subject.seed, "invariance", name, i, rows=len(x))
                 found[name].append(self._stages(subject, op(x.clone(), draws), shapes))

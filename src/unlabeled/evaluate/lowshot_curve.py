@@ -213,5 +213,5 @@ class Curve(ABC):
 def _unit(x: Tensor) -> Array:
     """`svm.unit` as float32, which a large test set still fits into."""
     return np.concatenate(
-        [unit(part.flatten(1).numpy()).astype(np.float32) for part in x.split(8192)]
+        [unit(part.flatten(1).float().numpy()).astype(np.float32) for part in x.split(8192)]
     )

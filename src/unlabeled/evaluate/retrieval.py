@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.draws import Draws, subset
-from unlabeled.evaluate.contract import Data, Result, Subject
+from unlabeled.evaluate.contract import FINAL, Data, Request, Result, Shapes, Subject
 from unlabeled.evaluate.frozen import frozen
 from unlabeled.evaluate.knn import search
 from unlabeled.evaluate.store import images
@@ -69,6 +69,9 @@ class Retrieval:
         n, least = data.size("test"), max(*self.k, SHOWN) + 1
         return f"it needs {least} test images, there are {n}" if n < least else None
 
+    def requests(self, shapes: Shapes) -> set[Request]:
+        return {FINAL}
+
     def tune(self, subject: Subject) -> Result:
         """Scores the subject, which is only looked at."""
         data, size = subject.data, subject.data.size("test")
@@ -122,6 +125,7 @@ class Retrieval:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Of images (n, D) and of patches (n * patches, D), and both as pixels uint8."""
         positions = chosen.tolist()
+        known = subject.kept("test", FINAL, chosen)
         batches = [positions[i : i + BATCH] for i in range(0, len(positions), BATCH)]
         whole: list[Tensor] = []
         parts: list[Tensor] = []
@@ -131,7 +135,9 @@ class Retrieval:
         for i, batch in enumerate(scan):
             crop = batch["crops"][0]
             pixels.append(crop)
-            whole.append(subject.backbone(images(crop, subject.device)).flatten(1).float().cpu())
+            if known is None:
+                x = images(crop, subject.device)
+                whole.append(subject.backbone(x).flatten(1).float().cpu())
             if self.patches:
                 cut = self._cut(crop, Draws(subject.seed, "patches", i, rows=len(crop)))
                 cuts.append(cut)
@@ -143,7 +149,8 @@ class Retrieval:
         shown = {"image": torch.cat(pixels)}
         if cuts:
             shown["patch"] = torch.cat(cuts)
-        return torch.cat(whole), torch.cat(parts) if parts else torch.empty(0), shown
+        of_images = torch.cat(whole) if known is None else known
+        return of_images, torch.cat(parts) if parts else torch.empty(0), shown
 
     def _cut(self, crop: Tensor, draws: Draws) -> Tensor:
         """Patches (B * patches, 3, S, S) uint8 of crops (B, 3, S, S), enlarged."""

@@ -1,45 +1,24 @@
 """Features of frozen backbones: one pass for all that is asked for, kept on disk."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import dist
-from unlabeled.batch import normalize
-from unlabeled.evaluate.contract import FINAL, Data, Progress, Request, Shapes
+from unlabeled.evaluate import feature_file
+from unlabeled.evaluate.contract import Data, Progress, Request, Shapes
+from unlabeled.evaluate.feature_file import held, together
+from unlabeled.evaluate.forward import features_of, images, shapes_of
 from unlabeled.evaluate.frozen import checksum, frozen, same_everywhere
 
-
-def images(crops: Tensor, device: torch.device | str) -> Tensor:
-    """uint8 crops (B, 3, H, W) as a backbone takes them."""
-    x = normalize(crops.to(device, non_blocking=True))
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _stages(backbone: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    stages = getattr(backbone, "stages", None)
-    maps = stages(x) if callable(stages) else {}
-    return dict(maps) if isinstance(maps, Mapping) else {}
-
-
-def shapes_of(backbone: nn.Module, data: Data, device: torch.device | str) -> Shapes:
-    """What a backbone makes of the first training image."""
-    batch = next(iter(data.scan("train", 0, 1)))
-    with frozen(backbone.to(device)):
-        x = images(batch["crops"][0], device)  # type: ignore[typeddict-item]
-        maps, final = _stages(backbone, x), backbone(x)
-    pooled = False
-    if maps:
-        mean = list(maps.values())[-1].mean((2, 3))
-        pooled = mean.shape == final.shape and torch.allclose(mean, final, rtol=1e-3, atol=1e-5)
-    sizes = {name: (m.shape[1], m.shape[2], m.shape[3]) for name, m in maps.items()}
-    return Shapes(maps=sizes, dim=final.shape[1], pooled=pooled)
+Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 class FeatureStore:
@@ -48,24 +27,21 @@ class FeatureStore:
     A pass extracts everything that is asked for and missing; every process extracts a
     contiguous share of the images into files that all of them see. A file has its name only
     once it is whole. Names hold a digest of the backbone's weights and buffers, of the data
-    and of the evaluation transform, so another checkpoint or another data set never meets it.
+    and of the evaluation transform, so another checkpoint or another data set never meets it,
+    and several runs may share a folder: what one of them extracts another waits for and takes.
+    The memory of a pass does not grow with the number of images.
 
     Args:
         folder: where the files lie.
-        dtype: of the stored features; float16 halves the space.
+        dtype: of the stored features; float16 and bfloat16 take half the space of float32.
         batch_size: images per forward.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        dtype: Literal["float32", "float16"] = "float32",
-        batch_size: int = 256,
-    ) -> None:
-        if dtype not in ("float32", "float16"):
-            raise ValueError(f"features are stored as float32 or float16, got {dtype!r}")
-        self.folder, self.dtype, self.batch_size = Path(folder), dtype, batch_size
+    def __init__(self, folder: Path, *, dtype: Dtype = "float32", batch_size: int = 256) -> None:
+        if dtype not in get_args(Dtype):
+            raise ValueError(f"features are stored as {get_args(Dtype)}, got {dtype!r}")
+        self.folder, self.batch_size = Path(folder).expanduser(), batch_size
+        self.dtype: Dtype = dtype
 
     def extract(
         self,
@@ -91,43 +67,90 @@ class FeatureStore:
 
         Raises:
             FloatingPointError: if features are not finite.
+            OSError: if the disk has no room for them.
             RuntimeError: if the backbone changed meanwhile.
-            ValueError: if a grid is finer than its map.
+            ValueError: if a grid is finer than its map, or a file is damaged.
         """
         same_everywhere(backbone.to(device))
         shapes = shapes or shapes_of(backbone, data, device)
         wanted = {request: shapes.resolve(request) for request in requests}
-        paths: dict[Request, Path] = {}
-        with frozen(backbone) as weights:
-            for request in sorted(set(wanted.values())):
-                paths[request] = self._path(weights, data, split, request)
-            there = torch.tensor([path.exists() for path in paths.values()], device=device)
-            there = dist.broadcast(there.int()).tolist()  # file systems may lag behind
-            todo = {r: p for (r, p), known in zip(paths.items(), there, strict=True) if not known}
-            partial = {r: p.with_name(p.name + ".partial") for r, p in todo.items()}
-            if todo:
-                self._fill(backbone, data, split, partial, shapes, device, progress)
-        dist.barrier()  # every share is written and every backbone still what it was
-        if dist.rank() == 0:
-            for request, path in todo.items():
-                partial[request].replace(path)
-        dist.barrier()
-        return {request: _read(paths[wanted[request]]) for request in wanted}
+        place = self._place(checksum(backbone), data, split)
+        paths = {request: place / self._name(request) for request in sorted(set(wanted.values()))}
+        if _missing(paths, device):
+            n, tell = data.size(split), progress or (lambda *_: None)
+            with held(place, device, lambda: tell(f"{split} features of another run", 0, n)):
+                todo = _missing(paths, device)
+                if todo:
+                    self._fill(backbone, data, split, todo, shapes, device, tell)
+        return {request: self._read(paths[wanted[request]], data, split) for request in wanted}
 
     def find(self, backbone: nn.Module, data: Data, split: str, request: Request) -> Tensor | None:
         """Features that some pass extracted before, else None; a process may ask alone."""
         device = next((p.device for p in backbone.parameters()), "cpu")
         request = shapes_of(backbone, data, device).resolve(request)
-        path = self._path(checksum(backbone), data, split, request)
-        return _read(path) if path.exists() else None
+        path = self._place(checksum(backbone), data, split) / self._name(request)
+        return self._read(path, data, split) if path.exists() else None
 
-    def _path(self, weights: str, data: Data, split: str, request: Request) -> Path:
+    def size(self, n: int, requests: Iterable[Request], shapes: Shapes) -> int:
+        """Bytes on disk of the features of n images."""
+        kept = {shapes.resolve(request) for request in requests}
+        return sum(feature_file.size(self.dtype, (n, *_shape(r, shapes))) for r in kept)
+
+    def _place(self, weights: str, data: Data, split: str) -> Path:
         key = f"{weights} {data.fingerprint(split)}"
-        place = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+        return self.folder / f"{split}_{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}"
+
+    def _name(self, request: Request) -> str:
         pooling = "x".join(map(str, (request.grid, *request.window)))
-        return self.folder / f"{split}_{place}" / f"{request.stage}_{pooling}_{self.dtype}.npy"
+        return f"{request.stage}_{pooling}_{self.dtype}.npy"
+
+    def _read(self, path: Path, data: Data, split: str) -> Tensor:
+        return feature_file.read(path, self.dtype, data.size(split))
 
     def _fill(
+        self,
+        backbone: nn.Module,
+        data: Data,
+        split: str,
+        todo: Mapping[Request, Path],
+        shapes: Shapes,
+        device: torch.device | str,
+        progress: Progress,
+    ) -> None:
+        """Makes the files of every request, and gives them their names once all are whole."""
+        partial = {r: path.with_name(path.name + ".partial") for r, path in todo.items()}
+        first = dist.rank() == 0
+        try:
+            with together(device), self._room(data.size(split), split, todo, shapes):
+                for request, path in partial.items() if first else ():
+                    shape = (data.size(split), *_shape(request, shapes))
+                    feature_file.reserve(path, self.dtype, shape)
+            with together(device), frozen(backbone):  # all shares written, no backbone changed
+                self._write(backbone, data, split, partial, shapes, device, progress)
+            if first:
+                for request, path in todo.items():
+                    partial[request].replace(path)
+            dist.barrier()
+        except BaseException:  # the room for somebody else; what is killed leaves it to the next
+            for path in partial.values() if first else ():
+                path.unlink(missing_ok=True)
+            raise
+
+    @contextlib.contextmanager
+    def _room(self, n: int, split: str, todo: Iterable[Request], shapes: Shapes) -> Iterator[None]:
+        """Says what there should have been room for."""
+        try:
+            yield
+        except OSError as error:
+            need, free = self.size(n, todo, shapes), shutil.disk_usage(self.folder).free
+            raise OSError(
+                f"cannot keep the features of {n} {split} images in {self.folder}: "
+                f"{error.strerror or error}. They take {need / 2**30:.3g} GiB as {self.dtype}, "
+                f"{free / 2**30:.3g} GiB are free: name another folder with features=DIR, halve "
+                "them with feature_dtype=bfloat16, or ask for fewer stages"
+            ) from error
+
+    def _write(
         self,
         backbone: nn.Module,
         data: Data,
@@ -135,60 +158,63 @@ class FeatureStore:
         paths: Mapping[Request, Path],
         shapes: Shapes,
         device: torch.device | str,
-        progress: Progress | None,
+        progress: Progress,
     ) -> None:
+        """This process's share of the rows."""
         n = data.size(split)
         start, stop = (n * r // dist.world_size() for r in (dist.rank(), dist.rank() + 1))
-        for request, path in paths.items():
-            channels, *sides = shapes.maps.get(request.stage, (shapes.dim, 1, 1))
-            if request.grid > min(sides):
-                raise ValueError(
-                    f"{request.stage} has maps of {sides[0]} x {sides[1]}; "
-                    f"a grid of {request.grid} is finer than that"
-                )
-            if dist.rank() == 0:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                shape = (n, channels, request.grid, request.grid)
-                np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=shape)
-        dist.barrier()
-        files = {r: np.lib.format.open_memmap(path, mode="r+") for r, path in paths.items()}
+        files = {r: feature_file.Writer(path, self.dtype, start) for r, path in paths.items()}
         row = start
         for batch in data.scan(split, start, stop, batch_size=self.batch_size):
             x = images(batch["crops"][0], device)  # type: ignore[typeddict-item]
-            for request, features in _features(backbone, x, files).items():
-                values = features.to(getattr(torch, self.dtype)).cpu()
-                if not values.isfinite().all():
-                    raise FloatingPointError(
-                        f"the features of {request.stage} are not finite in {self.dtype}: "
-                        "did the training diverge?"
-                    )
-                files[request][row : row + len(x)] = values.numpy()
+            found = features_of(backbone, x, files)
+            try:
+                with self._room(n, split, paths, shapes):
+                    for request, features in found.items():
+                        files[request].write(features)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error}: did the training diverge?") from error
             row += len(x)
-            if progress:
-                progress(f"{split} features", row - start, stop - start)
+            progress(f"{split} features", row - start, stop - start)
         if row != stop:
             raise RuntimeError(f"images {start} to {stop} of {split} were due, got {row - start}")
-        for file in files.values():
-            file.flush()
+        with self._room(n, split, paths, shapes):
+            for file in files.values():
+                file.close()
 
 
-def _read(path: Path) -> Tensor:
-    # Copy on write: torch wants writable memory, and the file stays as it is.
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+def opened(shared: str | None, own: Path, dtype: Dtype) -> FeatureStore:
+    """The store in a folder that runs share, or else in the run's own.
+
+    Raises:
+        ValueError: nothing can be written to the shared one: now, not after the training.
+    """
+    store = FeatureStore(own if shared is None else Path(shared), dtype=dtype)
+    if shared is not None:
+        try:
+            store.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=store.folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"features={shared}: nothing can be written there ({error.strerror})"
+            ) from error
+    return store
 
 
-def _features(backbone: nn.Module, x: Tensor, requests: Iterable[Request]) -> dict[Request, Tensor]:
-    """Each request's (B, channels, grid, grid), in one forward unless forward has its own end."""
-    requests = list(requests)
-    maps = _stages(backbone, x) if any(r != FINAL for r in requests) else {}
-    return {
-        r: backbone(x)[:, :, None, None] if r == FINAL else _pooled(maps[r.stage].float(), r)
-        for r in requests
-    }
+def _missing(paths: Mapping[Request, Path], device: torch.device | str) -> dict[Request, Path]:
+    """Those without a file, as the first process sees it: file systems may lag behind."""
+    there = torch.tensor([path.exists() for path in paths.values()], device=device)
+    known = dist.broadcast(there.int()).tolist()
+    return {r: path for (r, path), yes in zip(paths.items(), known, strict=True) if not yes}
 
 
-def _pooled(maps: Tensor, request: Request) -> Tensor:
-    if request.window:
-        side, stride, padding = request.window
-        return F.avg_pool2d(maps, side, stride, padding)
-    return F.adaptive_avg_pool2d(maps, request.grid)
+def _shape(request: Request, shapes: Shapes) -> tuple[int, int, int]:
+    """(channels, grid, grid) of one image. Raises ValueError if that is finer than the map."""
+    channels, *sides = shapes.maps.get(request.stage, (shapes.dim, 1, 1))
+    if request.grid > min(sides) and not request.window:  # padded windows may
+        raise ValueError(
+            f"{request.stage} has maps of {sides[0]} x {sides[1]}; "
+            f"a grid of {request.grid} is finer than that"
+        )
+    return channels, request.grid, request.grid

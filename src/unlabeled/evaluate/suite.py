@@ -1,29 +1,21 @@
 """Runs any set of evaluations on one backbone, with the baselines beside it."""
 
-import copy
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from unlabeled import dist
-from unlabeled.evaluate.contract import (
-    Data,
-    Evaluation,
-    Features,
-    Progress,
-    Request,
-    Result,
-    Shapes,
-    Subject,
-    Tuned,
-)
+from unlabeled.evaluate.contract import Evaluation, Progress, Result, Tuned
+from unlabeled.evaluate.frozen import same_everywhere, unchanged
 from unlabeled.evaluate.intervals import bootstrap
+from unlabeled.evaluate.one_pass import Pass
 from unlabeled.evaluate.pixels import Pixels
 from unlabeled.evaluate.scores import Scores
-from unlabeled.evaluate.store import FeatureStore, shapes_of
+from unlabeled.evaluate.store import FeatureStore
 
 
 def evaluate(
@@ -39,18 +31,20 @@ def evaluate(
     progress: Progress | None = None,
     epoch: int | None = None,
     explicit: bool = False,
-    dtype: Literal["float32", "float16"] = "float32",
+    store: FeatureStore | None = None,
     supervised: Mapping[str, float] | None = None,
 ) -> Scores:
     """Scores of a frozen backbone, and of the baselines, under every evaluation.
 
-    All processes extract features; the first alone trains heads, and has the scores.
+    One pass over each split of each data module extracts what all evaluations of frozen features
+    need. All processes extract; the first alone trains heads, and has the scores. Whatever the
+    evaluations do, backbone and baselines are verified to be what they were.
 
     Args:
         evals: evaluations by the first part of their scores' names.
         backbone: what is evaluated.
         data: the run's data module, which evaluations without their own use.
-        out: features are kept in out/features and used again by whoever asks for the same.
+        out: features are kept in out/features where no store is given.
         seed: of heads and intervals.
         device: where backbones run and heads are trained.
         random_backbone: the same backbone at random initialisation, for the baseline.
@@ -58,11 +52,12 @@ def evaluate(
         progress: called with a text, what is done, of how much.
         epoch: of the training that made the backbone, for the details.
         explicit: whether an evaluation that the data cannot serve is an error, or skipped.
-        dtype: of the features on disk.
+        store: keeps features, which whoever asks for the same uses again.
         supervised: scores by name of a supervised run, for the baseline.
 
     Raises:
         ValueError: if `explicit` and an evaluation finds no labels or no test split.
+        RuntimeError: if the backbone, or that of a baseline, changed.
     """
     scores, sources = Scores(), {}
     for name, evaluation in evals.items():
@@ -76,29 +71,34 @@ def evaluate(
     able = {name: evaluation for name, evaluation in evals.items() if name in sources}
     tuned = {name: cast(Tuned, e) for name, e in able.items() if _trains(e)}
     chosen = {name: cast(Evaluation, e) for name, e in able.items() if not _trains(e)}
-    frozen_sources = {name: sources[name] for name in chosen}
     trunks = {"": backbone}
     if random_backbone is not None:
         trunks["baseline/random/"] = random_backbone
     if pixels:
         trunks["baseline/pixels/"] = Pixels()
-    store = FeatureStore(out / "features", dtype=dtype)
-    features = {
-        prefix: _extract(store, trunk, chosen, frozen_sources, seed, device, progress, prefix)
-        for prefix, trunk in trunks.items()
-    }
-    results: dict[str, dict[str, Result]] = {
-        prefix: {
-            name: evaluation.tune(_subject(trunk, sources[name], seed, device, progress, prefix))
-            for name, evaluation in tuned.items()
-            if not isinstance(trunk, Pixels) or getattr(evaluation, "reads_pixels", False)
+    store = store or FeatureStore(out / "features")
+    with ExitStack() as verified:
+        for trunk in trunks.values():
+            same_everywhere(trunk.to(device))
+            verified.enter_context(unchanged(trunk))
+        passes = {
+            prefix: Pass(trunk, _what(prefix), store, seed=seed, device=device, progress=progress)
+            for prefix, trunk in trunks.items()
         }
-        for prefix, trunk in trunks.items()
-    }
-    if dist.rank() == 0:  # heads train once, and nobody waits for them
-        for prefix, of_trunk in features.items():
-            answers = {name: chosen[name](given) for name, given in of_trunk.items()}
-            results[prefix] = {**answers, **results.get(prefix, {})}
+        features = {prefix: p.features(chosen, tuned, sources) for prefix, p in passes.items()}
+        results: dict[str, dict[str, Result]] = {
+            prefix: {
+                name: evaluation.tune(passes[prefix].subject(sources[name]))
+                for name, evaluation in tuned.items()
+                if not isinstance(trunk, Pixels) or getattr(evaluation, "reads_pixels", False)
+            }
+            for prefix, trunk in trunks.items()
+        }
+        if dist.rank() == 0:  # heads train once, and nobody waits for them
+            for prefix, of_trunk in features.items():
+                answers = {name: chosen[name](given) for name, given in of_trunk.items()}
+                results[prefix] = {**answers, **results[prefix]}
+    if dist.rank() == 0:
         known = None if supervised is None else dict(supervised)
         for prefix, of_trunk in results.items():
             for name, result in of_trunk.items():
@@ -125,24 +125,6 @@ def _trains(evaluation: Evaluation | Tuned) -> bool:
     return hasattr(evaluation, "tune")
 
 
-def _subject(
-    trunk: nn.Module,
-    data: Any,
-    seed: int,
-    device: torch.device | str,
-    progress: Progress | None,
-    prefix: str,
-) -> Subject:
-    what = _what(prefix)
-
-    def shown(text: str, done: int, of: int) -> None:
-        if progress:
-            progress(f"{text} of {what}", done, of)
-
-    own = copy.deepcopy(trunk).to(device)
-    return Subject(own, data, seed, torch.device(device), shown)
-
-
 def _what(prefix: str) -> str:
     return prefix.removeprefix("baseline/").rstrip("/") or "backbone"
 
@@ -161,60 +143,6 @@ def obstacle(evaluation: Evaluation | Tuned, data: Any) -> str | None:
             return f"the images of the {split} split have no labels"
     own = getattr(evaluation, "obstacle", None)
     return own(data) if own else None
-
-
-def _extract(
-    store: FeatureStore,
-    trunk: nn.Module,
-    chosen: Mapping[str, Evaluation],
-    sources: Mapping[str, Data],
-    seed: int,
-    device: torch.device | str,
-    progress: Progress | None,
-    prefix: str,
-) -> dict[str, Features]:
-    """What each evaluation asked for, from one pass over each split of each data module."""
-    what = _what(prefix)
-
-    def shown(text: str, done: int, of: int) -> None:
-        if progress:
-            progress(f"{text} of {what}", done, of)
-
-    given: dict[str, Features] = {}
-    for data in {id(source): source for source in sources.values()}.values():
-        names = [name for name in chosen if sources[name] is data]
-        shapes: Shapes = shapes_of(trunk, data, device)
-        wanted: dict[str, set[Request]] = {}
-        for name in names:
-            for split in chosen[name].splits:
-                wanted.setdefault(split, set()).update(chosen[name].requests(shapes))
-        splits, labels = {}, {}
-        for split in sorted(wanted, reverse=True):  # in one order in all processes
-            splits[split] = store.extract(
-                trunk,
-                data,
-                split,
-                wanted[split],
-                shapes=shapes,
-                device=device,
-                progress=shown,
-            )
-            if (known := data.labels(split)) is not None:
-                labels[split] = known
-        most = max((int(y.max()) + 1 for y in labels.values()), default=0)
-        together = Features(
-            splits=splits,
-            labels=labels,
-            classes=max(len(data.classes), most),
-            selection=data.selection(),
-            shapes=shapes,
-            seed=seed,
-            device=torch.device(device),
-            progress=shown,
-            data=data,
-        )
-        given |= dict.fromkeys(names, together)
-    return {name: given[name] for name in chosen}
 
 
 def _add(

@@ -129,7 +129,7 @@ class SVMVOC07:
     def _learn(
         self, features: Features, request: Request, known: Array, tick: Callable[[], None]
     ) -> Learned:
-        x, basis = compact(unit(features.splits["train"][request].flatten(1).numpy()))
+        x, basis = compact(unit(features.splits["train"][request].flatten(1).float().numpy()))
         svm = SVM(seed_of(features.seed, "svm_voc07") % 2**31, self.max_iter)
         sides: dict[int, tuple[Array, Array]] = {}
         for c in range(known.shape[1]):
@@ -214,7 +214,7 @@ def decisions(x: Tensor, planes: Sequence[Plane]) -> Array:
     """(planes, n) float64: on which side of each plane, and how far, every image is."""
     weight = np.stack([plane.weight for plane in planes], axis=1)
     bias = np.array([plane.bias for plane in planes])
-    parts = [unit(part.flatten(1).numpy()) @ weight + bias for part in x.split(CHUNK)]
+    parts = [unit(part.flatten(1).float().numpy()) @ weight + bias for part in x.split(CHUNK)]
     return np.concatenate(parts).T
 
 

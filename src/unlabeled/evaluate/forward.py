@@ -1,0 +1,85 @@
+"""What is taken from one forward of a backbone: its output and pooled maps of its stages."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled.batch import normalize
+from unlabeled.evaluate.contract import FINAL, Data, Request, Shapes
+from unlabeled.evaluate.frozen import frozen
+
+
+def images(crops: Tensor, device: torch.device | str) -> Tensor:
+    """uint8 crops (B, 3, H, W) as a backbone takes them."""
+    x = normalize(crops.to(device, non_blocking=True))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _stages(backbone: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    stages = getattr(backbone, "stages", None)
+    maps = stages(x) if callable(stages) else {}
+    return dict(maps) if isinstance(maps, Mapping) else {}
+
+
+def shapes_of(backbone: nn.Module, data: Data, device: torch.device | str) -> Shapes:
+    """What a backbone makes of the first training image."""
+    batch = next(iter(data.scan("train", 0, 1)))
+    with frozen(backbone.to(device)):
+        x = images(batch["crops"][0], device)  # type: ignore[typeddict-item]
+        maps, final = _stages(backbone, x), backbone(x)
+    pooled = False
+    if maps:
+        mean = list(maps.values())[-1].mean((2, 3))
+        pooled = mean.shape == final.shape and torch.allclose(mean, final, rtol=1e-3, atol=1e-5)
+    sizes = {name: (m.shape[1], m.shape[2], m.shape[3]) for name, m in maps.items()}
+    return Shapes(maps=sizes, dim=final.shape[1], pooled=pooled)
+
+
+def features_of(
+    backbone: nn.Module, x: Tensor, requests: Iterable[Request]
+) -> dict[Request, Tensor]:
+    """Each request's (B, channels, grid, grid), in one forward where `forward` calls `stages`."""
+    requests = list(requests)
+    maps: dict[str, Tensor] = {}
+    final = None
+    if FINAL in requests:
+        with _overheard(backbone, x, maps):
+            final = backbone(x)[:, :, None, None]
+    if not maps and any(r != FINAL for r in requests):
+        maps = _stages(backbone, x)
+    return {
+        r: final if r == FINAL and final is not None else _pooled(maps[r.stage].float(), r)
+        for r in requests
+    }
+
+
+@contextlib.contextmanager
+def _overheard(backbone: nn.Module, x: Tensor, maps: dict[str, Tensor]) -> Iterator[None]:
+    """What the backbone's `stages` makes of x while its `forward` works, into `maps`."""
+    stages = getattr(backbone, "stages", None)
+    if not callable(stages):
+        yield
+        return
+
+    def listening(given: Tensor) -> Any:
+        found = stages(given)
+        if given is x and isinstance(found, Mapping):  # not of a part, or an edited image
+            maps.update(found)
+        return found
+
+    backbone.stages = listening  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del backbone.stages  # the class's own again
+
+
+def _pooled(maps: Tensor, request: Request) -> Tensor:
+    if request.window:
+        side, stride, padding = request.window
+        return F.avg_pool2d(maps, side, stride, padding)
+    return F.adaptive_avg_pool2d(maps, request.grid)
