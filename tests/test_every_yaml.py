@@ -13,6 +13,7 @@ from conftest import CONF
 from PIL import Image
 from test_nyuv2 import write_nyuv2
 from test_poses import write_flic, write_mpii
+from test_yfcc import write_yfcc
 
 from unlabeled.train import run
 
@@ -263,8 +264,10 @@ def overrides(name: str) -> list[str]:
         # oneDNN crashes on 8 channels in channels_last at 224 pixels: the backbone's own width
         small = [s for s in SMALLEST if not s.startswith(("data.", "backbone.width"))]
         root = ["data.root=${oc.env:UNLABELED_DATA}/folder"] if option == "folder" else []
-        once = ["trainer.max_epochs=1"] if option in ("stream", "list") else []
+        passes = ("stream", "list", "yfcc100m")
+        once = ["trainer.max_epochs=1"] if option in passes else []
         few = ["data.layout.train=16", "data.layout.test=8"] if option == "scenes" else []
+        few += ["data.layout.count=12"] if option == "yfcc1m" else []
         return [*small, f"data={option}", *DATA, *root, *once, *few]
     if group == "trainer":
         small = [s for s in SMALLEST if not s.startswith("trainer.precision")]
@@ -314,6 +317,7 @@ def roots(tmp_path_factory):
     (root / "imagenet9k/wnids.txt").write_text("\n".join(WNIDS))
     official(root, pixels, write)
     archived(root)
+    write_yfcc(root / "yfcc100m", 16)
     (root / "fashion_mnist").mkdir()
     for side, count in (("train", 16), ("t10k", 8)):
         images = pixels.integers(0, 256, (count, 28, 28), dtype=np.uint8)

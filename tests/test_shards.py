@@ -341,7 +341,7 @@ def test_an_archive_that_was_cut_short_loses_its_end_alone(shards, tmp_path, los
     bad = data.unreadable["train"]
     assert data.size("train") - len(bad) == COUNT - 1
     last = "00003.tar: (whatever came after"
-    assert data.path("train", data.size("train") - 1).startswith(last)
+    assert [data.path("train", i).startswith(last) for i in bad].count(True) == 1
     assert len(bad) == 1 + (lost == 1)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,15 @@ class Order(Protocol):
     """Images in the order of an epoch: a tensor, or what computes parts when they are asked for."""
 
     def __getitem__(self, part: slice, /) -> Tensor: ...
+
+
+@runtime_checkable
+class Orders(Protocol):
+    """A split that is read in an order of its own: by shard, or without a list of all images."""
+
+    def order(self, batch_size: int, *key: int | str) -> Order:
+        """That of an epoch, under a key. Raises ValueError if the batch size does not fit it."""
+        ...
 
 
 class Batches(DistributedSampler):

@@ -11,8 +11,7 @@ from unlabeled.batch import Batch
 from unlabeled.data.decode import Decode
 from unlabeled.data.layouts import Layout
 from unlabeled.data.reading import PlainRows, Unreadable, labelled, load
-from unlabeled.data.sampler import Loader, Order
-from unlabeled.data.shards import Archived
+from unlabeled.data.sampler import Loader, Order, Orders
 from unlabeled.data.splits import Array, Split
 from unlabeled.draws import Draws, Key, subset
 
@@ -85,7 +84,7 @@ class Store:
     def order(self, batch_size: int, *key: int | str) -> Order | None:
         """An epoch's order of the training images, where reading them in any costs too much."""
         split = self.split("train")
-        if isinstance(split, Archived) and not self.in_memory("train"):
+        if isinstance(split, Orders) and not self.in_memory("train"):
             return split.order(batch_size, *key)
         return None
 

@@ -1,0 +1,271 @@
+"""YFCC100M: metadata in every form, a subset that depends on nothing but its seed, and labels."""
+
+import bz2
+import sqlite3
+import tracemalloc
+from hashlib import md5
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unlabeled.data import selection
+from unlabeled.data.decode import Center, Crops
+from unlabeled.data.images import Images
+from unlabeled.data.metadata import Photo, file_name, photos, words
+from unlabeled.data.selection import Selection
+from unlabeled.data.yfcc import YFCC
+
+NAMES = [
+    *("photoid", "uid", "unickname", "datetaken", "dateuploaded", "capturedevice", "title"),
+    *("description", "usertags", "machinetags", "longitude", "latitude", "accuracy", "pageurl"),
+    *("downloadurl", "licensename", "licenseurl", "serverid", "farmid", "secret"),
+    *("secretoriginal", "ext", "marker"),
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLABELED_CACHE", str(tmp_path / "cache"))
+
+
+def url(i):
+    return f"http://farm1.staticflickr.com/{i}/{i}_a.jpg"
+
+
+def row(i, columns=23):
+    """Every seventh is a video; every second has a place, every third tags."""
+    said = dict.fromkeys(NAMES, "x")
+    said |= {"photoid": str(1000 + i), "downloadurl": url(i), "marker": str(int(i % 7 == 6))}
+    said["usertags"] = "" if i % 3 == 2 else f"all,Tag+{i % 3},tag+{i % 3},only{i}"
+    said["longitude"], said["latitude"] = (str(i % 90), "10.5") if i % 2 else ("", "")
+    values = list(said.values())
+    if columns == 25:
+        values[1:1] = [file_name(url(i)).decode()]
+        values.insert(0, str(i))
+    return values
+
+
+def write_rows(root, count, columns=23, name="yfcc100m_dataset", order=1):
+    root.mkdir(parents=True, exist_ok=True)
+    lines = ["\t".join(row(i, columns)) for i in range(count)][::order]
+    content = ("\n".join(lines) + "\n").encode()
+    (root / name).write_bytes(bz2.compress(content) if name.endswith("bz2") else content)
+    return root
+
+
+def write_yfcc(root, count, columns=23):
+    """Metadata and images; the first pixel of photograph 1000 + i is i."""
+    write_rows(root, count, columns)
+    for i in range(count):
+        name = file_name(url(i)).decode()
+        path = root / f"data/images/{name[:3]}/{name[3:6]}/{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (i, i, i)).save(path, quality=100)
+    return root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_yfcc(tmp_path_factory.mktemp("yfcc"), 50)
+
+
+def database(path, count):
+    with sqlite3.connect(path) as base:
+        base.execute(f"CREATE TABLE yfcc100m_dataset ({', '.join(NAMES)})")
+        marks = ", ".join("?" * len(NAMES))
+        rows = [row(i) for i in range(count)]
+        base.executemany(f"INSERT INTO yfcc100m_dataset VALUES ({marks})", rows)
+    base.close()
+    return path
+
+
+def test_a_files_name_is_its_urls_md5_without_leading_zeros():
+    text = next(t for t in map(str, range(99)) if "0" in md5(t.encode()).hexdigest()[::2])
+    digest = md5(text.encode()).hexdigest()
+    expected = "".join(
+        digest[k + 1] if digest[k] == "0" else digest[k : k + 2] for k in range(0, 32, 2)
+    )
+    assert file_name(text).decode() == expected
+    assert len(expected) < 32
+
+
+def test_every_form_of_the_metadata_gives_the_same(tmp_path):
+    old = list(photos([write_rows(tmp_path / "a", 30) / "yfcc100m_dataset"]))
+    assert [x.id for x in old] == [1000 + i for i in range(30) if i % 7 != 6]
+    assert old[1] == Photo(1001, file_name(url(1)), "all,Tag+1,tag+1,only1", (1.0, 10.5))
+    assert old[2].place is None
+    new = write_rows(tmp_path / "b", 30, 25) / "yfcc100m_dataset"
+    packed = write_rows(tmp_path / "c", 30, name="yfcc100m_dataset-0.bz2")
+    sql = database(tmp_path / "yfcc100m_dataset.sql", 30)
+    for path in (new, packed / "yfcc100m_dataset-0.bz2", sql):
+        assert list(photos([path])) == old
+
+
+def test_words():
+    assert words("New+York,new+york,caf%C3%A9,,+") == ["new york", "café"]
+
+
+def test_all_photographs_have_their_pixels(root):
+    split = YFCC(count=None)(root, 0)["train"]
+    assert len(split) == 43
+    for i in range(43):
+        assert abs(split.image(i).getpixel((0, 0))[0] - (split.ids[i] - 1000)) <= 2
+    assert split.labels is None
+    name = file_name(url(0)).decode()
+    assert split.name(0) == f"data/images/{name[:3]}/{name[3:6]}/{name}.jpg"
+    assert split.take(torch.tensor([3, 1])).ids.tolist() == [1003, 1001]
+
+
+def test_a_subset_is_a_function_of_its_seed_alone(root, tmp_path, monkeypatch):
+    def ids(folder, seed=0, **settings):
+        layout = YFCC(count=20, subset_seed=seed, **settings)
+        return layout(folder, 5)["train"].ids.tolist()
+
+    first = ids(root)
+    assert len(set(first)) == 20
+    assert all((i - 1000) % 7 != 6 for i in first)
+    monkeypatch.setattr(selection, "CHUNK", 7)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "data").symlink_to(root / "data")
+    write_rows(other, 50, 25, order=-1)
+    assert ids(other) == first
+    assert ids(root, seed=1) != first
+    assert set(ids(root, seed=1)) != set(range(1000, 1020))
+
+
+def test_every_photograph_is_as_likely(monkeypatch):
+    monkeypatch.setattr(selection, "CHUNK", 64)
+    met = np.zeros(200)
+    for seed in range(300):
+        rows = iter([Photo(i, b"", "", None) for i in range(200)])
+        found = Selection(50, seed, None, 2, 1.0)._subset(rows)
+        met[[x.id for x in found]] += 1
+    assert met.sum() == 300 * 50
+    assert np.abs(met - 75).max() < 5 * np.sqrt(300 * 0.25 * 0.75)
+
+
+def test_memory_does_not_grow_with_the_metadata(tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "CHUNK", 100)
+
+    def peak(count, kept):
+        rows = (Photo(i, f"{i:032d}".encode(), "tags" * 20, None) for i in range(count))
+        folder = tmp_path / f"{count}{kept}"
+        folder.mkdir()
+        tracemalloc.start()
+        Selection(kept, 0, None, 2, 1.0).write(rows, folder)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak(40_000, 100) < 1.5 * peak(4_000, 100)
+    assert peak(40_000, None) < 1.5 * peak(4_000, None)
+    assert len(np.load(tmp_path / "40000None/ids.npy", mmap_mode="r")) == 40_000
+
+
+def test_the_second_start_reads_no_metadata(root, monkeypatch):
+    first = YFCC(count=20)(root, 0)["train"]
+    monkeypatch.setattr("unlabeled.data.yfcc.photos", lambda files: pytest.fail("read again"))
+    assert YFCC(count=20)(root, 0)["train"].identity() == first.identity()
+
+
+def test_tags_are_labels(root):
+    split = YFCC(count=20, target="tags", classes=3)(root, 0)["train"]
+    assert split.classes == ("all", "tag 0", "tag 1")
+    assert len(split) == 20
+    tags = split.annotations["tags"]
+    for i in range(20):
+        kind = int(split.ids[i] - 1000) % 3
+        assert {split.classes[k] for k in tags[i].tolist()} == {"all", f"tag {kind}"}
+        assert split.labels[i] in tags[i]
+    assert set(split.labels.tolist()) == {0, 1, 2}
+    assert split.take(torch.tensor([4])).annotations["tags"][0].tolist() == tags[4].tolist()
+    again = YFCC(count=20, target="tags", classes=3)(root, 7)["train"]
+    assert again.identity() == split.identity()
+
+
+def test_places_are_labels(root):
+    split = YFCC(count=15, target="geo", classes=100, cell=10)(root, 0)["train"]
+    assert all(i % 2 for i in split.ids.tolist())
+    cells = [split.classes[k] for k in split.labels.tolist()]
+    assert {cell.partition(" column")[0] for cell in cells} == {"row 10"}
+    for i, cell in zip(split.ids.tolist(), cells, strict=True):
+        column = int(((i - 1000) % 90 + 180) / 360 * 35)  # round(36 cos 15 degrees)
+        assert cell == f"row 10 column {column} of 35"
+    ends = Selection(1, 0, "geo", 2, 10.0)
+    for place in ((180.0, 90.0), (-180.0, -90.0), (359.9, -91.0)):
+        assert ends._cell(Photo(0, b"", "", place)).startswith("row")
+
+
+def test_supervised_data_give_labels(root):
+    data = Images(
+        root=str(root),
+        layout=YFCC(count=16, target="geo", classes=50),
+        decode=Crops(size=8),
+        eval_decode=Center(size=8),
+        batch_size=4,
+        workers=0,
+        tier="folder",
+    )
+    data.setup("fit")
+    assert "label" in data.gives
+    seen = [i for batch in data.train_dataloader() for i in batch["index"].tolist()]
+    assert len(set(seen)) == len(seen) == 16
+
+
+def test_shards_give_a_subset_too(tmp_path):
+    from test_shards import COUNT, values, write
+
+    write(tmp_path / "shards")
+    whole = YFCC(shards="shards/*.tar", count=None)(tmp_path, 0)["train"]
+    assert values(whole) == list(range(COUNT))
+    some = YFCC(shards="shards/*.tar", count=9)(tmp_path, 0)["train"]
+    assert len(set(values(some))) == 9
+    assert values(YFCC(shards="shards/*.tar", count=9)(tmp_path, 3)["train"]) == values(some)
+    with pytest.raises(ValueError, match="count=28 is more than the 27 images"):
+        YFCC(shards="shards/*.tar", count=28)(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"count": 0}, "count must be at least 1"),
+        ({"target": "title"}, "target must be tags, geo or null"),
+        ({"target": "tags", "count": None}, "needs metadata and a subset"),
+        ({"classes": 1}, "classes must be at least 2"),
+        ({"cell": 0}, "cell must be in"),
+        ({"images": "{name}.jpg"}, "may have {hash}"),
+    ],
+)
+def test_wrong_settings_are_named(settings, said):
+    with pytest.raises(ValueError, match=said):
+        YFCC(**settings)
+
+
+def test_wrong_files_are_named(root, tmp_path):
+    with pytest.raises(ValueError, match=r"no metadata yfcc100m_dataset\*"):
+        YFCC()(tmp_path, 0)
+    with pytest.raises(ValueError, match="count=44 is more than the 43 photographs"):
+        YFCC(count=44)(root, 0)
+    with pytest.raises(ValueError, match="22 photographs with geo"):
+        YFCC(count=44, target="geo")(root, 0)
+    with pytest.raises(ValueError, match=r"first photograph is not there: .*/x/.*data\.layout"):
+        YFCC(count=4, images="x/{id}.jpg")(root, 0)
+    path = tmp_path / "yfcc100m_dataset"
+    path.write_text("\t".join(row(0)) + "\n" + "a\tb\n")
+    with pytest.raises(ValueError, match=r"yfcc100m_dataset, line 2: 2 columns"):
+        YFCC(count=1)(tmp_path, 0)
+    path.write_text("\t".join(["one", *row(0)[1:]]) + "\n")
+    with pytest.raises(ValueError, match=r"yfcc100m_dataset, line 1: invalid literal"):
+        YFCC(count=1)(tmp_path, 0)
+    path.write_bytes(b"SQLite format 3\0" + bytes(100))
+    with pytest.raises(ValueError, match="is not the SQLite file"):
+        YFCC(count=1)(tmp_path, 0)
+    bad = row(0, 25)
+    bad[2] = "../../etc/x"
+    path.write_text("\t".join(bad) + "\n")
+    with pytest.raises(ValueError, match=r"line 1: .*etc/x' is no hash"):
+        YFCC(count=1)(tmp_path, 0)
+    assert not list((tmp_path / "cache").rglob("*.partial"))
