@@ -61,6 +61,7 @@ def test_figures_travel_from_the_evaluation_to_the_page(tmp_path):
     assert next(iter(read(tmp_path).figures)) == "draws.low"  # the trained backbone's first
     page = html.write(tmp_path).read_text()
     assert page.count("Low &lt;shot&gt;") == 2
+    assert page.count("Low &lt;shot&gt;: random initialisation") == 1
     assert "left is better" in page
     assert "r&amp;s" in page
     assert page.count('alt="output"') == 4

@@ -36,6 +36,9 @@ def figure(name: str, arrays: Arrays) -> Figure:
     """
     kind, title, note = (_word(arrays, key) for key in ("kind", "title", "note"))
     title = title or name
+    for baseline, words in (("random", "random initialisation"), ("pixels", "raw pixels")):
+        if name.startswith(f"baseline.{baseline}."):
+            title = f"{title}: {words}"
     if kind == "neighbours":
         return Figure(title, note, queries=pictures.queries(arrays))
     if kind == "sheet":
