@@ -51,10 +51,17 @@ def _side(top: bytes) -> str:
 
 def _class_names(found: Listing, rows: np.ndarray, inside: bool) -> list[str] | None:
     """The first folder of every path (inside its split's), or None where that is no class."""
-    parts = [path.split(b"/")[inside:] for path in found.paths[rows].tolist()]
-    if any(len(part) < 2 for part in parts) or len({part[0] for part in parts}) < 2:
-        return None
-    return [part[0].decode("utf-8", "backslashreplace") for part in parts]
+    names: dict[bytes, str] = {}  # one string for all images of a class, not one for each
+    found_names = []
+    for path in found.paths[rows].tolist():
+        parts = path.split(b"/", 1 + inside)
+        if len(parts) < 2 + inside:
+            return None
+        name = parts[inside]
+        if name not in names:
+            names[name] = name.decode("utf-8", "backslashreplace")
+        found_names.append(names[name])
+    return found_names if len(names) >= 2 else None
 
 
 def _split(
