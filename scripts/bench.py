@@ -48,6 +48,13 @@ def formats(quick: bool) -> list[Row]:
     return bench_formats.rows(3 if quick else 5)
 
 
+def suite(quick: bool) -> list[Row]:
+    """The frozen evaluations against a plain forward pass, and against one at a time."""
+    import bench_suite
+
+    return bench_suite.rows(1 if quick else 3)
+
+
 def start(quick: bool) -> list[Row]:
     """The command line against bare Hydra and bare imports."""
     import bench_start
@@ -60,6 +67,7 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "augment": augment,
     "step": step,
     "formats": formats,
+    "suite": suite,
 }
 
 

@@ -123,6 +123,18 @@ def test_the_bare_loop_computes_what_the_framework_does(bench):
         step.torch.testing.assert_close(x, bare[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_the_suites_rows_are_there_and_its_images_are_counted(bench, monkeypatch):
+    suite = importlib.import_module("bench_suite")
+    for name, value in {"TRAIN": 230, "TEST": 60, "WIDTH": 8, "SIDE": 16}.items():
+        monkeypatch.setattr(suite, name, value)
+    features, apart, views = suite.rows(1)
+    assert features.bar == views.bar == 1.25
+    assert features.value > 0
+    assert apart.value < 1, "one pass for five evaluations, not five passes"
+    # ... and at most two images for each of the shapes: of the suite and of invariance
+    assert 1 <= views.value <= (230 + 60 * 8 + 4) / (230 + 60 * 8)
+
+
 def test_threads_are_set_before_torch_is_imported():
     code = "import os, sys, bench; print('torch' in sys.modules, os.environ['OMP_NUM_THREADS'])"
     command = [sys.executable, "-c", code]
