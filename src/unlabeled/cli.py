@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unlabeled.config import InputError, summary
@@ -99,6 +99,14 @@ def launch(
     sys.exit(code)
 
 
+def hydra_files() -> dict[str, Any]:
+    """What Hydra chose for this job, by the names it would give the files of a run's folder."""
+    if not HydraConfig.initialized():
+        return {}
+    chosen: Any = OmegaConf.to_container(HydraConfig.instance().cfg, enum_to_str=True)["hydra"]  # type: ignore
+    return {"hydra.yaml": {"hydra": chosen}, "overrides.yaml": chosen["overrides"]["task"]}
+
+
 def _arguments() -> Namespace:
     """The command line, with flags anywhere among the overrides.
 
@@ -128,8 +136,10 @@ class _Job:
         wanted = any(re.fullmatch(r"\+*debug=(true|yes|on|1)", o, re.I) for o in overrides)
         self.debug = wanted or os.environ.get("HYDRA_FULL_ERROR") == "1"
         self.error: Exception | None = None
+        self.began = False
 
     def __call__(self, cfg: DictConfig) -> float | None:
+        self.began = True
         if HydraConfig.get().mode != RunMode.RUN:
             return self.task(cfg)
         self.debug = self.debug or bool(cfg.get("debug"))
@@ -160,6 +170,13 @@ def _run(job: _Job, arguments: Namespace) -> int:
         if not starts:  # `--cfg` shows any config that composes, and needs no targets
             _check(arguments, targets=False)
         raise InputError(str(error)) from error
+    except (OSError, ValueError) as error:
+        reason = error if isinstance(error, OSError) else error.__cause__  # of its log file
+        if job.began or not isinstance(reason, OSError):
+            raise
+        raise InputError(
+            f"cannot write in the run's folder ({reason}): choose another hydra.run.dir"
+        ) from error
     if job.error is not None:
         raise job.error
     return DONE

@@ -1,26 +1,32 @@
-"""The folder of a run: its resolved config, status, scores and checkpoint."""
+"""The folder of a run: its resolved config, status, scores and checkpoints."""
 
+import errno
 import json
+import logging
 import os
-import platform
 import socket
-import subprocess
 import sys
 import time
 import traceback
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from unlabeled import checkpoints
 from unlabeled.config import InputError
+from unlabeled.identity import differing, digest, identity
+from unlabeled.lock import HeldError, Lock
+from unlabeled.provenance import commit, now, versions
+from unlabeled.redact import hidden
 from unlabeled.slurm import Stopped
 
-PACKAGES = ("unlabeled", "torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy")
+log = logging.getLogger(__name__)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # 0 or absent in the first process
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
@@ -34,37 +40,53 @@ class Folder:
     Only the first process writes.
     """
 
-    def __init__(self, path: Path, cfg: DictConfig) -> None:
-        self.path, self.cfg = path, cfg
-        self.writes = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-        self.before = self._read("status.json")
+    def __init__(self, path: Path, cfg: DictConfig, hydra: dict[str, Any] | None = None) -> None:
+        self.path, self.cfg, self.hydra = path, cfg, hydra
+        self.writes = all(int(os.environ.get(name, 0)) == 0 for name in RANKS)
         self.target = {key: cfg.trainer[key] for key in ("max_epochs", "max_steps")}
-        self.identity = _identity(cfg)
         self.status: dict[str, Any] = {}
+        self._lock = Lock()
 
     def __enter__(self) -> "Folder":
-        self._refuse_another_run()
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._enter()
+        except BaseException as error:
+            self._lock.release()
+            if isinstance(error, OSError):
+                raise InputError(
+                    f"cannot write in the run's folder {self.path} ({error}): choose another "
+                    "hydra.run.dir, or make room or write permission there"
+                ) from error
+            raise
+        return self
+
+    def _enter(self) -> None:
+        if self.writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+        self.before = self._read("status.json")
+        self.identity = identity(plain(self.cfg))
+        self._newest = self._newest_good() if self.cfg.resume == "auto" else None
+        self.clock = time.monotonic()
         self.status = {
             "state": "running",
             "reason": None,
             "host": socket.gethostname(),
             "process": os.getpid(),
-            "command": " ".join(sys.argv),
-            "versions": {"python": platform.python_version(), **_versions()},
-            "commit": _commit(),
-            "started": _now(),
+            "command": hidden(" ".join(sys.argv)),
+            "versions": versions(),
+            "commit": commit(),
+            "started": now(),
             "seconds": None,
             "trained": self.before.get("trained"),
+            "epochs": self.before.get("epochs"),
+            "run": digest(self.identity),
             "identity": self.identity,
         }
-        self.clock = time.monotonic()
         self._write("status.json", self.status)
-        if self.writes:
-            hydra = self.path / ".hydra"
-            hydra.mkdir(exist_ok=True)
-            OmegaConf.save(self.cfg, hydra / "config.yaml", resolve=True)
-        return self
+        self._write(".hydra/config.yaml", plain(self.cfg))
+        for name, content in (self.hydra or {}).items():
+            self._write(f".hydra/{name}", content)
 
     def __exit__(
         self,
@@ -72,18 +94,34 @@ class Folder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        state = "finished" if error is None else "failed"
-        if isinstance(error, (KeyboardInterrupt, Stopped)):
-            state = "interrupted"
+        stopped = isinstance(error, KeyboardInterrupt | Stopped)
+        state = "finished" if error is None else "interrupted" if stopped else "failed"
+        full = isinstance(error, OSError) and error.errno in FULL
+        if full:
+            told = (
+                f"the disk of {self.path} is full ({error}); what was written before is whole: "
+                "make room and start the same command again, to go on from the newest checkpoint"
+            )
+        else:
+            told = hidden(f"{type(error).__name__}: {error}")
         self.status |= {
             "state": state,
-            "reason": None if error is None else f"{type(error).__name__}: {error}",
-            "ended": _now(),
+            "reason": None if error is None else told,
+            "ended": now(),
             "seconds": round(time.monotonic() - self.clock, 1),
         }
         if error is not None and not isinstance(error, InputError):
             self.status["where"] = traceback.format_tb(trace)[-3:]
-        self._write("status.json", self.status)
+        try:
+            self._write("status.json", self.status)
+        except OSError as unwritten:
+            if error is None:
+                raise
+            log.warning("cannot note in %s how the run ended: %s", self.path, unwritten)
+        finally:
+            self._lock.release()
+        if full:
+            raise OSError(error.errno, told) from error  # type: ignore[union-attr]
 
     def has_scores(self, evaluation: str) -> bool:
         """Whether an earlier start of this very run left scores of an evaluation."""
@@ -99,46 +137,88 @@ class Folder:
         """Whether an earlier start trained to the length that is asked for now."""
         return self.before.get("trained") == self.target
 
-    def mark_trained(self) -> None:
-        """Notes that training reached its end."""
-        self.status["trained"] = self.target
+    def mark_trained(self, epochs: int) -> None:
+        """Notes that training reached its end, after so many epochs."""
+        self.status |= {"trained": self.target, "epochs": epochs}
         self._write("status.json", self.status)
 
     def checkpoint(self, resume: str | None) -> Path | None:
         """The checkpoint to go on from: `auto` this folder's, if there is one; a path; `none`.
 
         Raises:
-            InputError: the path does not exist.
+            InputError: the path does not exist, or holds no good checkpoint of a run.
         """
         if resume is None or resume == "none":
             return None
         if resume == "auto":
-            path = self.path / "checkpoints/last.ckpt"
-            return path if path.exists() else None
+            return self._newest
         path = Path(resume)
         if path.is_dir():
-            path = path / "checkpoints/last.ckpt"
+            path = path / "checkpoints" / checkpoints.NEWEST
         if not path.is_file():
             raise InputError(f"resume={resume}: there is no checkpoint {path}")
+        try:
+            checkpoints.read(path)
+        except (checkpoints.DamagedError, ValueError, OSError) as error:
+            raise InputError(f"resume={resume}: {error}") from error
         return path
 
-    def load(self, backbone: nn.Module, checkpoint: Path) -> None:
-        """The trained weights of a finished run into its backbone."""
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        prefix = "backbone."
-        own = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+    def load(self, backbone: nn.Module, checkpoint: Path) -> int:
+        """The trained weights of a finished run into its backbone; the epochs it trained."""
+        saved = checkpoints.read(checkpoint)
+        prefix, state = "backbone.", saved["state_dict"]
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         backbone.load_state_dict(own)
+        epochs = self.before.get("epochs")
+        return int(saved["epoch"] if epochs is None else epochs)
 
-    def _refuse_another_run(self) -> None:
+    def _newest_good(self) -> Path | None:
+        """The newest checkpoint that is whole, and of this very run; damaged ones are set aside.
+
+        Raises:
+            InputError: it is another run's, or there are checkpoints and none is good.
+        """
+        there = checkpoints.found(self.path / "checkpoints" / checkpoints.NEWEST)
+        for path in there:
+            try:
+                saved = checkpoints.read(path)
+            except checkpoints.DamagedError as error:
+                log.warning("%s: set aside, the one before is used", error)
+                self.before.pop("trained", None)  # what it lacks is trained again
+                if self.writes:
+                    path.replace(path.with_name(f"{path.name}.damaged"))
+                continue
+            except FileNotFoundError:
+                continue  # another process of this run set it aside
+            except (ValueError, OSError) as error:
+                raise InputError(f"cannot go on in {self.path}: {error}") from error
+            self._refuse_another_run(saved.get("identity") or self.before.get("identity"))
+            return path
+        if there:
+            raise InputError(
+                f"every checkpoint in {self.path / 'checkpoints'} is damaged: bring one back, "
+                "or write resume=none to begin anew there"
+            )
+        return None
+
+    def _refuse_another_run(self, old: dict[str, Any] | None) -> None:
         """Old weights and scores must not stand under another run's config."""
-        old = self.before.get("identity")
-        held = (self.path / "checkpoints/last.ckpt").exists()
-        if self.cfg.resume == "auto" and held and old is not None and old != self.identity:
-            keys = sorted(k for k in old | self.identity if old.get(k) != self.identity.get(k))
+        if old is not None and (keys := differing(old, self.identity)):
             raise InputError(
                 f"{self.path} holds another run, which differs in {', '.join(keys)}: choose "
                 "another hydra.run.dir, or write resume=none to begin anew there"
             )
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.take(self.path / ".lock")
+        except HeldError as error:
+            running = self._read("status.json")
+            raise InputError(
+                f"{self.path} is in use by another run (process {running.get('process')} on "
+                f"{running.get('host')}, started {running.get('started')}): choose another "
+                "hydra.run.dir, or end that one"
+            ) from error
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -147,54 +227,24 @@ class Folder:
         except (OSError, ValueError):
             return {}  # what a kill cut short is written anew
 
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        if self.writes:
-            partial = self.path / f".{name}.partial"
-            partial.write_text(json.dumps(content, indent=2) + "\n")
-            partial.replace(self.path / name)
-
-
-def _identity(cfg: DictConfig) -> dict[str, Any]:
-    """Dotted key -> value of what makes the weights; its length may grow, its place may move."""
-    free = ("data.root", "data.workers")
-    flat = {}
-    todo: list[tuple[str, Any]] = [
-        *((name, plain(cfg[name])) for name in ("method", "backbone", "data")),
-        ("seed", cfg.seed),
-        ("trainer.accumulate_grad_batches", cfg.trainer.accumulate_grad_batches),
-    ]
-    while todo:
-        key, value = todo.pop()
-        if isinstance(value, dict):
-            todo += [(f"{key}.{name}", child) for name, child in value.items()]
-        elif key not in free:
-            flat[key] = value
-    return dict(sorted(flat.items()))
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
+    def _write(self, name: str, content: Any) -> None:
+        """Replaces a JSON or YAML file in one piece; secrets stay out of it."""
+        if not self.writes:
+            return
+        content = hidden(content)
+        if name.endswith(".json"):
+            text = json.dumps(content, indent=2) + "\n"
+        else:
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
         try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, with a plus if it was changed; None for a wheel."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        git = ["git", "-C", str(here)]
-        head = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
-        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
-        return head + ("+" if changed.strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise

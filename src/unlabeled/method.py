@@ -40,6 +40,7 @@ class Method(pl.LightningModule):
         self.step = 0  # batches drawn before this one, from the batch
         self.seen: dict[str, Tensor] = {}  # what callbacks watch: see `watch`
         self.backbone_config: dict[str, Any] | None = None  # kept in checkpoints
+        self.run_identity: dict[str, Any] | None = None  # kept there too
         self.started = False  # whether set-up is over
         self._total_steps = 1
         self._prepared = False

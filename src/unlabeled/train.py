@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from unlabeled import slurm
-from unlabeled.cli import building, launch
+from unlabeled.cli import building, hydra_files, launch
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -42,7 +42,7 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
     slurm.watch.listen()
     if cfg.compare:
         return _compare(cfg, out)
-    with Folder(out, cfg) as folder:
+    with Folder(out, cfg, hydra_files()) as folder:
         with building():
             supervised = supervised_scores(cfg.baseline.supervised)
             pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -57,14 +57,16 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
             if cfg.method:
                 method = instantiate(cfg.method)
                 backbone = method.backbone
+                method.run_identity = folder.identity
                 method.backbone_config = getattr(backbone, "config", None) or plain(cfg.backbone)
                 random = _random_twin(cfg, backbone) if _learned(cfg) else copy.deepcopy(backbone)
             else:
                 method, backbone = None, instantiate(cfg.backbone)
                 random = _random_twin(cfg, backbone)
-        if method is not None:
-            _fit(cfg, folder, trainer, method, data)
-        scores = _evaluate(cfg, folder, todo, backbone, random, data, trainer, store, supervised)
+        epochs = None if method is None else _fit(cfg, folder, trainer, method, data)
+        scores = _evaluate(
+            cfg, folder, todo, backbone, random, data, trainer, store, supervised, epochs
+        )
         first = trainer.is_global_zero
     if first:
         html.write(out)
@@ -93,11 +95,11 @@ def _refuse(evals: dict[Any, Any], data: Any) -> None:
             raise ValueError(f"the evaluation {name!r} cannot run: {reason}")
 
 
-def _fit(cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, data: Any) -> None:
+def _fit(cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, data: Any) -> int:
+    """Trains, unless an earlier start did; gives the number of epochs."""
     checkpoint = folder.checkpoint(cfg.resume)
     if checkpoint is not None and folder.trained:
-        folder.load(method.backbone, checkpoint)
-        return
+        return folder.load(method.backbone, checkpoint)
     try:
         trainer.fit(method, data, ckpt_path=checkpoint, weights_only=True)
     except Exception:
@@ -107,12 +109,14 @@ def _fit(cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, 
             raise
     if trainer.interrupted:
         raise KeyboardInterrupt
-    folder.mark_trained()
+    folder.mark_trained(trainer.current_epoch)
+    return trainer.current_epoch
 
 
 def _trainer(cfg: DictConfig, folder: "Folder") -> "pl.Trainer":
     from hydra.utils import instantiate
 
+    from unlabeled.callbacks.ending import finishes
     from unlabeled.callbacks.metrics import MetricsCSV
     from unlabeled.callbacks.requeue import requeues
     from unlabeled.precision import chosen
@@ -130,7 +134,7 @@ def _trainer(cfg: DictConfig, folder: "Folder") -> "pl.Trainer":
         enable_checkpointing=True,
     )
     slurm.check(trainer.num_nodes, trainer.num_devices)
-    return trainer
+    return finishes(trainer)
 
 
 def _random_twin(cfg: DictConfig, backbone: "nn.Module") -> "nn.Module":
@@ -157,6 +161,7 @@ def _evaluate(
     trainer: "pl.Trainer",
     store: "FeatureStore",
     supervised: dict[str, float] | None,
+    epochs: int | None,
 ) -> dict[str, float]:
     import json
     import shutil
@@ -178,7 +183,7 @@ def _evaluate(
                 random_backbone=random if cfg.baselines else None,
                 pixels=cfg.baselines,
                 progress=progress,
-                epoch=trainer.current_epoch if cfg.method else None,
+                epoch=epochs,
                 explicit=_named(cfg),
                 store=store,
                 supervised=supervised,

@@ -1,6 +1,7 @@
 """Where a run's numbers go: `metrics.csv`, whatever dashboards there are beside it."""
 
 import csv
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,22 @@ def record(trainer: pl.Trainer, values: Mapping[str, float]) -> None:
         logger.log_metrics(row, step=max(0, trainer.global_step - 1))
 
 
+def finish_row(trainer: pl.Trainer) -> None:
+    """Writes what Lightning is about to log of the batch just done to `metrics.csv` already.
+
+    To be asked at a batch's end by what saves a checkpoint there: a run killed before Lightning
+    logs goes on behind that batch, and nobody would write it.
+    """
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return
+    values = {name: float(value) for name, value in connector.metrics["log"].items()}
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for logger in trainer.loggers:
+        if values and isinstance(logger, MetricsCSV):
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
+
+
 class LearningRate(Periodic):
     """Logs `optim/lr`, the first parameter group's, of the update just made."""
 
@@ -66,8 +83,8 @@ class LearningRate(Periodic):
 class MetricsCSV(Logger):
     """Writes `metrics.csv`: one row per logged step, a column per name, empty where not logged.
 
-    Every row is on disk at once. Rows of the same step become one row, and a new name adds a
-    column to all rows. A file that exists is continued; see `rewind`.
+    Every row is on disk at once, and a kill leaves it whole. Rows of the same step become one
+    row, and a new name adds a column to all rows. A file that exists is continued; see `rewind`.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -122,28 +139,38 @@ class MetricsCSV(Logger):
         assert self._columns is not None
         row = {name: _cell(value) for name, value in metrics.items() if name != "step"}
         row = {"step": str(0 if step is None else step), **row}
-        if self._row.get("step") == row["step"]:
-            row = self._row | row
-            with self.path.open("r+b") as file:
-                file.truncate(self._start)
+        again = self._row.get("step") == row["step"]
+        row = self._row | row if again else row
+        if row == self._row:
+            return
         if new := [name for name in row if name not in self._columns]:
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-            self._rewrite([*self._columns, *new], rows)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            self._start = file.tell()
-            csv.DictWriter(file, self._columns, restval="").writerow(row)
+            self._rewrite([*self._columns, *new], [*(rows[:-1] if again else rows), row])
+            return
+        # In one piece: a kill leaves the row as it was or as it is.
+        with self.path.open("r+b", buffering=0) as file:
+            self._start = self._start if again else file.seek(0, os.SEEK_END)
+            file.seek(self._start)
+            file.write(self._line(row))
+            file.truncate()
         self._row = row
 
+    def _line(self, row: Mapping[str, str]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self._columns or (), restval="", extrasaction="ignore").writerow(row)
+        return text.getvalue().encode()
+
     def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+        """Replaces the file; the last of the rows may be added to."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._columns = columns
         temporary = self.path.with_name(".metrics.csv.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+        lines = [self._line(row) for row in (dict(zip(columns, columns, strict=True)), *rows)]
+        temporary.write_bytes(b"".join(lines))
         os.replace(temporary, self.path)
-        self._columns, self._row = columns, {}
+        self._row = {name: cell for name, cell in rows[-1].items() if cell} if rows else {}
+        self._start = sum(map(len, lines[:-1]))
 
 
 def _cell(value: float) -> str:

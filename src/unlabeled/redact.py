@@ -1,0 +1,38 @@
+"""Keeps keys and passwords out of what a run writes down."""
+
+import os
+import re
+from typing import Any, TypeVar
+
+NAMES = re.compile(r"(api_?key|passw|secret|token|credential)", re.IGNORECASE)
+SHORTEST = 8  # characters of a value of the environment that is looked for in texts
+HIDDEN = "(hidden)"
+GIVEN = re.compile(  # WANDB_API_KEY=..., logger.wandb.api_key=..., also among other words
+    r"([\w.]*(?:api_?key|passw\w*|secret|access_token|auth_token)\w*\s*[=:]\s*)[^\s,\]}'\"]+",
+    re.IGNORECASE,
+)
+T = TypeVar("T")
+
+
+def hidden(content: T) -> T:
+    """The same text, list or mapping without the secrets of the environment, or named as such.
+
+    Secrets are the values of environment variables whose name says so (WANDB_API_KEY,
+    HF_TOKEN, ...), and in texts what follows such a name and an equals sign.
+    """
+    values = [
+        value for name, value in os.environ.items() if NAMES.search(name) and len(value) >= SHORTEST
+    ]
+    return _without(content, sorted(values, key=len, reverse=True))
+
+
+def _without(content: Any, values: list[str]) -> Any:
+    if isinstance(content, dict):
+        return {_without(k, values): _without(v, values) for k, v in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without(item, values) for item in content]
+    if not isinstance(content, str):
+        return content
+    for value in values:
+        content = content.replace(value, HIDDEN)
+    return GIVEN.sub(rf"\g<1>{HIDDEN}", content)
