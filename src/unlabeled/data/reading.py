@@ -50,6 +50,12 @@ class Unreadable:
 
     def message(self) -> str:
         """How many, what share, which, and what to do."""
+        root = getattr(self.split, "root", None)
+        if root is not None and not root.exists():
+            return (
+                f"the folder of the images, {root}, is gone: bring it back and start the same "
+                "command again, to go on from the newest checkpoint"
+            )
         n, count = len(self.split), len(self.found)
         names = "".join(
             f"\n  {self.split.name(i)} ({reason})" for i, reason in list(self.found.items())[:5]

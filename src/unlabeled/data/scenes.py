@@ -121,6 +121,7 @@ class Scenes:
             return pixels
         try:
             pixels = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+            _reserve(part)
             self._render(side, pixels)
             pixels.flush()
             os.replace(part, path)
@@ -139,6 +140,16 @@ class Scenes:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for _ in pool.map(put, range(0, len(into), CHUNK)):
                 pass
+
+
+def _reserve(path: Path) -> None:
+    """Takes the disk space of a file that is as long as it will be, but not written yet.
+
+    Without it, memory mapped to a file that no longer fits ends the process without a word.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _kept(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
