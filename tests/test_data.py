@@ -511,14 +511,17 @@ def test_settings_build(path, decode, monkeypatch):
         assert OmegaConf.is_missing(config.data, "root")
         config.data.root = "somewhere"
     else:
-        assert config.data.root == f"data/{path.stem}"
+        shared = {"yfcc1m": "yfcc100m"} | dict.fromkeys(
+            ("voc07", "voc0712", "voc12_segmentation"), "VOCdevkit"
+        )
+        assert config.data.root == f"data/{shared.get(path.stem, path.stem)}"
     data = instantiate(config.data)
     assert data.seed == 3
     image = Image.new("RGB", (300, 280))
     crops = {x.shape[-1] for x in data.decode(image, 0)}
     size = config.data.eval_decode.size
     fixed = {"pirl": {224, 255}, "jigsaw": {255}, "relative_position": {400}}
-    fixed["multitask"] = {255, size}
+    fixed |= {"multitask": {255, size}, "cpc": {256}, "cpc_v2": {260}}
     fixed |= {name: {224, 96} for name in ("multicrop", "multicrop_dino", "seer")}
     assert crops == fixed.get(decode.stem, {size})
     assert data.eval_decode(image)[0].shape == (3, size, size)

@@ -21,6 +21,13 @@ WNIDS = ("n01440764", "n02102040")
 NEVER_RUN = {  # file -> why it stands in no run of its own
     "train": "the root, in every run",
     "optim/base": "what the optimizers share; it has no optimizer",
+    **dict.fromkeys(
+        (
+            *(f"hydra/launcher/{name}" for name in ("local", "serial", "slurm")),
+            "hydra/sweeper/optuna",
+        ),
+        "Hydra's own group: the tests of sweeps run it",
+    ),
 }
 MOST = 50e6  # parameters of a backbone that is trained here; beyond, it is built without memory
 
@@ -434,7 +441,7 @@ def test_the_exceptions_exist():
     assert {f"decode/{option}" for option in DECODE} == {f for f in FILES if f[:7] == "decode/"}
     assert groups <= {
         *("augment", "backbone", "callbacks", "data", "decode", "eval", "evals"),
-        *("experiment", "logger", "method", "optim", "trainer"),
+        *("experiment", "hydra", "logger", "method", "optim", "trainer"),
     }, "a new group: say in `overrides` how one of its files is swapped into a run"
 
 
