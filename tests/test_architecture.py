@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "evaluate": {"batch", "dist", "draws", "optim", "parts", "backbones", "truth"},
     "callbacks": {"batch", "checkpoints", "dist", "draws", "parts", "evaluate", "slurm"},
     "report": {"batch", "dist", "parts", "evaluate"},
-    **{name: COMMAND_LINE for name in COMMAND_LINE},
+    **{name: COMMAND_LINE | {"redact"} for name in COMMAND_LINE},
     "slurm": {"config"},
     "precision": set(),
     "folder": {"checkpoints", "config", "identity", "lock", "provenance", "redact", "slurm"},

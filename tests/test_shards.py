@@ -516,8 +516,8 @@ def test_file_urls_and_pipes(shards, tmp_path):
 
 def test_a_command_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("unlabeled.data.remote.time.sleep", lambda seconds: None)
-    with pytest.raises(ValueError, match=r"pipe:echo no >&2; false.*ended with 1: no"):
-        Shards(train="pipe:echo no >&2; false")(tmp_path, 0)
+    with pytest.raises(ValueError, match=r"pipe:sh -c 'echo no >&2; false'.*ended with 1: no"):
+        Shards(train="pipe:sh -c 'echo no >&2; false'")(tmp_path, 0)
     with pytest.raises(ValueError, match=r"cannot read the shard memory://bucket/none\.tar"):
         Shards(train="memory://bucket/none.tar")(tmp_path, 0)
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unlabeled.config import InputError, summary
+from unlabeled.redact import hidden
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 REFUSALS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
@@ -229,7 +230,7 @@ def _told(error: Exception, debug: bool) -> str:
 
 def _say(text: str) -> None:
     sys.stdout.flush()
-    print(f"unlabeled: {text}", file=sys.stderr)
+    print(f"unlabeled: {hidden(text)}", file=sys.stderr)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ read in any order, by several processes.
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -154,9 +155,8 @@ def fetch(place: str, target: Path) -> None:
 
 def _copy(place: str, file: Any) -> None:
     if place.startswith(PIPE):
-        done = subprocess.run(
-            place.removeprefix(PIPE), shell=True, stdout=file, stderr=subprocess.PIPE, check=False
-        )
+        words = shlex.split(place.removeprefix(PIPE))  # no shell: nothing in them is expanded
+        done = subprocess.run(words, stdout=file, stderr=subprocess.PIPE, check=False)
         if done.returncode:
             said = done.stderr.decode("utf-8", "replace").strip()[-200:]
             raise OSError(f"the command ended with {done.returncode}: {said}")

@@ -1,0 +1,68 @@
+"""Keys stay out of all that a run writes, and code and markup out of what it is given."""
+
+import ast
+import re
+
+import pytest
+from conftest import ROOT
+from test_checkpoints import RUN
+from test_runs import status, unlabeled
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+FILES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
+NEVER = {  # call -> what it would do with input from outside
+    *("eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "yaml.load"),
+    *("yaml.unsafe_load", "yaml.full_load", "marshal.loads", "shelve.open"),
+}
+OURS = {("worker.py", "pickle.loads")}  # what the process that started it sends down a pipe
+
+
+def test_a_key_is_nowhere_in_a_runs_folder(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    out = tmp_path / "run"
+    lines = [*RUN, "logger=wandb", f"logger.wandb.project=p_{KEY[:6]}", f"hydra.run.dir={out}"]
+    code, says = unlabeled(*lines, f"+hydra.job.env_set.WANDB_API_KEY={KEY}", f"seed={1}")
+    assert code == 0, says
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert {"status.json", "config.yaml", "hydra.yaml", "metrics.csv"} <= {p.name for p in files}
+    for path in files:
+        assert KEY.encode() not in path.read_bytes(), path
+    assert KEY not in "".join(capfd.readouterr())
+    assert "WANDB_API_KEY=(hidden)" in status(out)["command"]
+
+
+def test_a_key_in_an_error_is_not_kept(tmp_path, monkeypatch):
+    from unlabeled.method import Method
+
+    def broken(*args):
+        raise RuntimeError(f"401 for {KEY}")
+
+    monkeypatch.setenv("HF_TOKEN", KEY)
+    monkeypatch.setattr(Method, "on_train_batch_start", broken)
+    code, says = unlabeled(*RUN, f"hydra.run.dir={tmp_path}")
+    assert code == 1
+    assert "401 for (hidden)" in says
+    assert "401 for (hidden)" in status(tmp_path)["reason"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
+def test_no_code_of_others_is_run(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+        place = f"{path}:{node.lineno}"
+        assert name not in NEVER or (path.name, name) in OURS, place
+        assert given.get("shell", "False") == "False", place
+        assert given.get("allow_pickle", "False") == "False", place
+        assert given.get("weights_only", "True") == "True" or name == "trainer.save_checkpoint"
+        if name == "torch.load":
+            assert given.get("weights_only") == "True", place
+
+
+def test_templates_escape_what_they_show():
+    sources = "".join(p.read_text() for p in (ROOT / "src/unlabeled/report").rglob("*.py"))
+    environments = re.findall(r"Environment\([^)]*", sources)
+    assert environments
+    assert all("autoescape=True" in found for found in environments)
