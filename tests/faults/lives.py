@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def _live(config: str, out: Path, trained: Connection) -> None:
     from unlabeled import train
     from unlabeled.method import Method
 
+    os.setsid()  # so that workers can be found that a kill left behind
     said = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
@@ -83,9 +85,10 @@ class Lives:
         `seconds` are those of `whole`: moments are chosen so that it rarely ends before.
         Gives the number of kills that met it alive.
         """
-        done = 0
+        done, groups = 0, []
         for _ in range(kills):
             process, tells = self.start()
+            groups.append(process.pid)
             if rng.random() < 0.2:
                 time.sleep(rng.uniform(0, seconds[0]))
             elif _told(tells):
@@ -96,6 +99,10 @@ class Lives:
                 break
             assert process.exitcode == -signal.SIGKILL, self.said()
             done += 1
+        for group in groups:
+            # A worker that was forked as its parent died waits for ever.
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
         return done
 
     def said(self) -> str:
