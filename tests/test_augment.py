@@ -276,7 +276,7 @@ def built(name):
     number = sum(module.repeat) if isinstance(module, Views) else 1
     if isinstance(module, PatchesOfImage | RotationOfImage):
         number = 2
-    large = {"relative_position": 400, "relative_position_cells": 255}
+    large = {"relative_position": 400, "relative_position_cells": 255, "cpc": 256, "cpc_v2": 260}
     return module, number, large.get(name, 255 if cfg.get("tile") == 64 else 36)
 
 
@@ -305,7 +305,7 @@ def test_the_key_decides_the_views_whatever_the_number_of_processes(name):
             parts = [t.unflatten(0, (4, -1)) for t in (first, second)]
             assert torch.equal(x.unflatten(0, (4, -1)), torch.cat(parts, 1))
         else:  # a rounding that differs may move a posterized or solarized pixel
-            far = (x - torch.cat([first, second])).abs() > 2e-6
+            far = (x - torch.cat([first, second])).abs() > 2e-6 * x.abs().max().clamp(min=1)
             assert far.float().mean() < 1e-3
 
 

@@ -119,6 +119,7 @@ WITH_TILES = ["decode.size=120", "decode.resize=120", "method.augment.tile=36", 
 ALEXNET = ["data.size=64", "data.eval_decode.size=64", "data.eval_decode.resize=64"]
 CIFAR = {
     **METHOD,
+    "deepcluster_v2": ["method.prototypes=6", "method.hidden=16"],
     "relative_position_resnet50": WITH_CELLS,
     "jigsaw_alexnet": [
         "backbone=alexnet",

@@ -154,7 +154,7 @@ def test_wide_resnets_have_the_papers_sizes(name, dim, millions):
         ({"depth": 0}, "depth"),
         ({"depth": 2}, "make 4"),
         ({"stem_stride": 3}, "stem_stride must be 1 or 2, got 3"),
-        ({"norm": "layer"}, "layer"),
+        ({"norm": "instance"}, "instance"),
         ({"checkpoint_activations": ["conv1"]}, r"\['conv1'\]"),
         ({"checkpoint_activations": "res2"}, "'res2'"),
     ],

@@ -200,9 +200,11 @@ class Method(pl.LightningModule):
 
     def _everywhere(self, x: Tensor) -> Tensor:
         """The mean of x over processes, at the updates that loggers see: it costs a message."""
-        x, trainer = x.detach(), self.trainer
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if dist.world_size() == 1 or not every or (trainer.global_step + 1) % every:
+        x = x.detach()
+        if dist.world_size() == 1:
+            return x
+        every: int = getattr(self.trainer, "log_every_n_steps", 0)
+        if not every or (self.trainer.global_step + 1) % every:
             return x
         return dist.reduce_sum(x) / dist.world_size()
 
