@@ -30,12 +30,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from unlabeled.data.voc import VOC
 
 from unlabeled.data import tar
 from unlabeled.data.layouts import Folder, ImageNet, List
 from unlabeled.data.rgb import MAX_PIXELS, UnreadableError, read
 from unlabeled.data.splits import Files
+from unlabeled.data.voc import VOC
 from unlabeled.draws import shuffled
 
 NAMED = 10  # unreadable images that are printed
