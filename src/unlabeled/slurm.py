@@ -136,10 +136,15 @@ def check(num_nodes: int, num_devices: int) -> None:
 
 def _requeue(most: int) -> str:
     job = number()
-    found = re.search(r"JobState=(\w+)", _ask("scontrol", "show", "job", "--oneliner", job)[1])
-    if found and found[1] == "CANCELLED":
+    tries = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    said = _ask("scontrol", "show", "job", "--oneliner", job)[1]
+    now = dict(re.findall(r"\b(JobState|Reason|Restarts)=(\S+)", said))
+    if int(now.get("Restarts", tries)) > tries:
+        return ""  # SLURM did: a preemption without a warning, or somebody by hand
+    state = now.get("JobState")  # of a job that ends it is COMPLETING, however it ends
+    if state == "CANCELLED" or (state == "COMPLETING" and now.get("Reason") != "TimeLimit"):
         return "cancelled in SLURM"
-    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= most:
+    if tries >= most:
         return f"requeued {most} times already (launcher.requeues)"
     code, said = _ask("scontrol", "requeue", job)
     return f"SLURM did not requeue it ({said.strip()})" if code else ""
