@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,7 +146,9 @@ def _able() -> None:
         return
     if shutil.which("apt-get") is None:
         raise Impossible(f"no {', '.join(missing)}, and no apt-get to install them")
-    refused = Path("/tmp/unlabeled-slurm-refused")  # what cannot be installed now is not asked for
+    refused = (
+        Path(tempfile.gettempdir()) / "unlabeled-slurm-refused"
+    )  # what cannot be installed now is not asked for
     if refused.exists() and time.time() - refused.stat().st_mtime < 600:
         raise Impossible(refused.read_text())
     env = {**ENV, "DEBIAN_FRONTEND": "noninteractive"}
