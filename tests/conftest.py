@@ -7,6 +7,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # tensors are tiny, and tests run side by side
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # so do children, whose sums must round alike
 os.environ.setdefault("WANDB_MODE", "disabled")
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
