@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.augment.rows import on_rows, share
+from unlabeled.augment.rows import on_rows, parts, share
 from unlabeled.draws import Draws, to, where
 
-ONE_PASS = 9  # up to this width, one convolution in two dimensions beats two in one
+SHIFTED = 9  # up to this width, shifted copies are added up; wider filters are convolutions
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
@@ -23,17 +23,31 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     radius = kernel // 2
     offset = torch.arange(-radius, radius + 1)
     weight = to((-0.5 * (offset / sigma[:, None]).square()).softmax(1), x.device)  # B K
+    if kernel <= SHIFTED:
+        # Convolutions would be planned anew for every number of images, which is another each
+        # step: longer than the arithmetic of small images.
+        return torch.cat([_shifted(x[some], weight[some], radius) for some in parts(x)])
     # Rows and channels become the groups of one image: every one has a filter of its own.
     images = x.flatten(0, -3)
     count = len(images)
     weight = weight.repeat_interleave(count // len(x), 0)[:, None]  # BC 1 K
-    down, across = weight.unsqueeze(3), weight.unsqueeze(2)
     padded = F.pad(images, (radius,) * 4, mode="reflect")
-    if kernel <= ONE_PASS:
-        out = F.conv2d(padded, down * across, groups=count)
-    else:
-        out = F.conv2d(F.conv2d(padded, down, groups=count), across, groups=count)
-    return out.view(x.shape)
+    down = F.conv2d(padded, weight.unsqueeze(3), groups=count)
+    return F.conv2d(down, weight.unsqueeze(2), groups=count).view(x.shape)
+
+
+def _shifted(x: Tensor, weight: Tensor, radius: int) -> Tensor:
+    """One symmetric filter (B, K) per row along both axes, two neighbours at a time."""
+    padded = F.pad(x.flatten(1, -3), (radius,) * 4, mode="reflect")
+    for axis in (-2, -1):
+        size = padded.shape[axis] - 2 * radius
+        taps = weight.T.view(-1, len(x), 1, 1, 1)
+        out = padded.narrow(axis, radius, size) * taps[radius]
+        for i in range(1, radius + 1):
+            pair = padded.narrow(axis, radius - i, size) + padded.narrow(axis, radius + i, size)
+            out.addcmul_(pair, taps[radius + i])
+        padded = out
+    return padded.view(x.shape)
 
 
 class GaussianBlur(nn.Module):

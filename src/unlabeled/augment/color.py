@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from unlabeled.augment.rows import on_rows, share, spread
+from unlabeled.augment.rows import on_rows, parts, share, spread
 from unlabeled.draws import Draws, where
 
-CACHED = 1 << 18  # numbers of a chunk on a CPU, 1 MB
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
@@ -24,9 +23,8 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
         shift: (B,) in turns, -0.5 to 0.5.
     """
     # Its dozen temporary planes are faster in a CPU's cache than in fresh memory.
-    step = max(1, CACHED * len(x) // max(1, x.numel())) if x.device.type == "cpu" else len(x)
-    for some, turns in zip(x.split(step), shift.split(step), strict=True):
-        _turn(some, turns)
+    for some in parts(x):
+        _turn(x[some], shift[some])
     return x
 
 

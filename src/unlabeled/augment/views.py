@@ -94,5 +94,8 @@ def finished(x: Tensor) -> Tensor:
 
 def channels_last(x: Tensor) -> Tensor:
     """The same numbers in the memory order in which convolutions are fastest."""
-    flat = x.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+    flat = x.flatten(0, -4)
+    if not flat.is_contiguous(memory_format=torch.channels_last):
+        # On a CPU half the time of `contiguous`, which copies one pixel after the other.
+        flat = torch.stack(flat.unbind(1), -1).permute(0, 3, 1, 2)
     return flat.unflatten(0, x.shape[:-3])
