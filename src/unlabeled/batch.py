@@ -14,7 +14,8 @@ class Batch(TypedDict, total=False):
     """
 
     crops: list[Tensor]  # one (B, 3, S, S) uint8 per crop; video: (B, T, 3, S, S)
-    audio: Tensor  # (B, samples) float32
+    audio: Tensor  # (B, samples) float32 in [-1, 1]
+    frames: Tensor  # (B, T) int64, which pictures of its recording a clip shows
     index: Tensor  # (B,) int64, position in the training set
     label: Tensor  # (B,) int64, never read by a self-supervised loss
     step: int  # how many batches the run has drawn before this one: the key of randomness

@@ -1,8 +1,9 @@
 """From positions in a split to batches, and what happens to images that cannot be read."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from PIL import Image
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from unlabeled.batch import Batch
 from unlabeled.data.decode import Center, Decode
+from unlabeled.data.recordings import Recorded, blank, sample
 from unlabeled.data.rgb import UnreadableError
 from unlabeled.data.sampler import Bad, Key
 from unlabeled.data.splits import Array, Split, rows
-from unlabeled.data.tasks import by_task, filled
+from unlabeled.data.tasks import Cut, by_task, filled
 
 log = logging.getLogger(__name__)
 GREY = Image.new("RGB", (256, 256), (128, 128, 128))
@@ -82,24 +84,27 @@ class TrainingRows:
         bad: Bad = []
         step = keys[0][2]
         decodes = by_task(self.decode, step)
-        crops: dict[str, list[list[Tensor]]] = {task: [] for task in decodes}
+        cut: dict[str, list[Cut]] = {task: [] for task in decodes}
         index = []
         for wanted, epoch, _ in keys:
-            found = self._open(wanted, bad)
+            found = self._cut(wanted, decodes, (self.seed, epoch, wanted), bad)
             if found is None:
                 return None, bad
             index.append(found[0])
-            for task, decode in decodes.items():
-                crops[task].append(decode(found[1], self.seed, epoch, wanted))
+            for task, each in found[1].items():
+                cut[task].append(each)
         batch = labelled([], torch.tensor(index), self.split.labels)
         batch["step"] = step
-        return filled(batch, {task: _stacked(each) for task, each in crops.items()}), bad
+        return filled(batch, {task: stacked(each) for task, each in cut.items()}), bad
 
-    def _open(self, wanted: int, bad: Bad) -> tuple[int, Image.Image] | None:
+    def _cut(
+        self, wanted: int, decodes: Mapping[str, Any], key: tuple[int, ...], bad: Bad
+    ) -> tuple[int, dict[str, Cut]] | None:
         i = wanted
         for _ in range(self.tries):
             try:
-                return i, self.split.image(i)
+                found = sample(self.split, i)
+                return i, {task: decode(found, *key) for task, decode in decodes.items()}
             except UnreadableError as error:
                 bad.append((i, str(error)))
                 i = (i + error.hop) % len(self.split)
@@ -109,16 +114,21 @@ class TrainingRows:
 class PlainRows:
     """Positions to crops, random by the key. An unreadable image is grey and keeps its label."""
 
-    def __init__(self, split: Split, decode: Decode, key: tuple[int | str, ...]) -> None:
+    def __init__(self, split: Split, decode: Any, key: tuple[int | str, ...]) -> None:
         self.split, self.decode, self.key = split, decode, key
 
     def __getitem__(self, positions: Sequence[int]) -> tuple[Batch, Bad]:
         bad: Bad = []
-        crops = []
-        for i in positions:
-            image = _image(self.split, i, bad)
-            crops.append(self.decode(image, *self.key, i))
-        return labelled(_stacked(crops), torch.tensor(positions), self.split.labels), bad
+        cut = [self._cut(i, bad) for i in positions]
+        batch = labelled([], torch.tensor(positions), self.split.labels)
+        return filled(batch, {"": stacked(cut)}), bad
+
+    def _cut(self, i: int, bad: Bad) -> Cut:
+        try:
+            return self.decode(sample(self.split, i), *self.key, i)
+        except UnreadableError as error:
+            bad.append((i, str(error)))
+            return self.decode(blank() if isinstance(self.split, Recorded) else GREY, *self.key, i)
 
 
 class MemoryRows:
@@ -171,8 +181,14 @@ def _image(split: Split, i: int, bad: Bad) -> Image.Image:
         return GREY
 
 
-def _stacked(crops: list[list[Tensor]]) -> list[Tensor]:
-    return [torch.stack(crop) for crop in zip(*crops, strict=True)]
+def stacked(samples: Sequence[Cut]) -> Cut:
+    """What decodes made of several samples, as a batch has it."""
+    if isinstance(samples[0], list):
+        return [torch.stack(parts) for parts in zip(*samples, strict=True)]  # type: ignore
+    each: Sequence[dict[str, Any]] = samples  # type: ignore[assignment]
+    crops = stacked([one["crops"] for one in each])
+    rest = {k: torch.stack([one[k] for one in each]) for k in each[0] if k != "crops"}
+    return Batch(crops=crops, **rest)  # type: ignore
 
 
 def labelled(crops: list[Tensor], index: Tensor, labels: Tensor | None) -> Batch:

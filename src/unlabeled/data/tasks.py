@@ -10,6 +10,8 @@ from unlabeled.batch import Batch
 from unlabeled.data.decode import Decode
 from unlabeled.draws import Draws
 
+Cut = list[Tensor] | Batch  # what a decode makes: crops, or several entries of a batch
+
 
 class Tasks:
     """A decode for each task of a multi-task method.
@@ -62,12 +64,15 @@ def by_task(decode: Decode, step: int | None = None) -> Mapping[str, Decode]:
     return {name: decode.tasks[name]}
 
 
-def filled(batch: Batch, crops: Mapping[str, list[Tensor]]) -> Batch:
-    """A batch with crops by task: `task` names one, several are in `tasks`."""
-    (name, first), *others = crops.items()
-    batch = {**batch, "crops": first}
+def filled(batch: Batch, cut: Mapping[str, Cut]) -> Batch:
+    """A batch with what was cut for each task: `task` names one, several are in `tasks`."""
+    parts = {
+        name: each if isinstance(each, dict) else Batch(crops=each) for name, each in cut.items()
+    }
+    (name, first), *others = parts.items()
+    batch = {**batch, **first}
     if others:
-        batch["tasks"] = {name: Batch(crops=each) for name, each in crops.items()}
+        batch["tasks"] = parts
     elif name:
         batch["task"] = name
     return batch

@@ -14,9 +14,9 @@ from unlabeled.evaluate.frozen import frozen
 
 
 def images(crops: Tensor, device: torch.device | str) -> Tensor:
-    """uint8 crops (B, 3, H, W) as a backbone takes them."""
+    """uint8 crops (B, 3, H, W) or clips (B, T, 3, H, W) as a backbone takes them."""
     x = normalize(crops.to(device, non_blocking=True))
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _stages(backbone: nn.Module, x: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,171 @@
+"""From a recording to clips, pictures and sound: the CPU half of their augmentation.
+
+A clip has one span of time and one box for all its pictures. Sound comes from the same span: the
+longer of the two is drawn within the recording, the shorter lies in its middle. Clips longer than
+the recording start at its beginning and go round; sound is silent beyond the recording's ends.
+"""
+
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unlabeled.batch import Batch
+from unlabeled.data.clip_parts import Crop, Sound, Square, heard
+from unlabeled.data.decode import Decode
+from unlabeled.data.recordings import Recording, shown
+from unlabeled.draws import Draws
+
+
+class ClipDecode(Protocol):
+    """A recording in; out, what a batch has of one sample: tensors without their first dimension.
+
+    `repr` says everything that decides them.
+    """
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """The entries of a batch that it fills."""
+        ...
+
+    def __call__(self, recording: Recording, *key: int | str) -> Batch:
+        """`key` fixes what is random. Raises `UnreadableError`."""
+        ...
+
+
+class Clips:
+    """Random clips of a recording: `crops`, with their `frames`, and sound if asked for.
+
+    `frames` (T,) are positions in the recording's `times`, of the first clip; `audio` (samples,).
+
+    Args:
+        frames: pictures of a clip.
+        rate: of them, in a second.
+        crop: the part of the pictures that is shown.
+        count: clips of each recording, each with a time and a box of its own.
+        sound: what is heard; with one clip only.
+    """
+
+    def __init__(
+        self, *, frames: int, rate: float, crop: Crop, count: int = 1, sound: Sound | None = None
+    ) -> None:
+        if frames < 1 or rate <= 0 or count < 1:
+            raise ValueError(
+                f"frames, rate and count must be positive, got {frames}, {rate} and {count}"
+            )
+        if sound is not None and count > 1:
+            raise ValueError(f"sound belongs to one clip, and count={count}: choose count=1")
+        self.frames, self.rate, self.crop, self.count = frames, rate, crop, count
+        self.sound = sound
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return frozenset({"crops", "frames"} | ({"audio"} if self.sound else set()))
+
+    def __call__(self, recording: Recording, *key: int | str) -> Batch:
+        long = self.frames / self.rate
+        middle, audio = heard(recording, self.sound, long, *key, "time")
+        crops, first = [], None
+        for i in range(self.count):
+            if i:
+                middle, _ = heard(recording, None, long, *key, "time", i)
+            found = clip(recording, middle - long / 2, self.frames, self.rate)
+            first = found if first is None else first
+            crops.append(self.crop(recording.pictures(found.tolist()), Draws(*key, "box", i)))
+        return entries(crops, first, audio)
+
+    def __repr__(self) -> str:
+        rest = f"count={self.count}, crop={self.crop!r}, sound={self.sound!r}"
+        return f"Clips(frames={self.frames}, rate={self.rate}, {rest})"
+
+
+class Evenly:
+    """Clips whose middles divide a recording evenly: to evaluate.
+
+    Args:
+        frames: pictures of a clip.
+        rate: of them, in a second.
+        crop: the part of the pictures that is shown.
+        clips: of each recording: so many `crops`.
+        sound: what is heard about the middle of the recording.
+    """
+
+    def __init__(
+        self, *, frames: int, rate: float, crop: Square, clips: int = 1, sound: Sound | None = None
+    ) -> None:
+        if frames < 1 or rate <= 0 or clips < 1:
+            raise ValueError(
+                f"frames, rate and clips must be positive, got {frames}, {rate} and {clips}"
+            )
+        self.frames, self.rate, self.crop = frames, rate, crop
+        self.clips, self.sound = clips, sound
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return frozenset({"crops", "frames"} | ({"audio"} if self.sound else set()))
+
+    def __call__(self, recording: Recording, *key: int | str) -> Batch:
+        long = self.frames / self.rate
+        crops, first = [], None
+        for i in range(self.clips):
+            middle = (i + 0.5) * recording.seconds / self.clips
+            start = min(max(0.0, middle - long / 2), max(0.0, recording.seconds - long))
+            found = clip(recording, start, self.frames, self.rate)
+            first = found if first is None else first
+            crops.append(self.crop(recording.pictures(found.tolist()), Draws(*key, i)))
+        audio = None if self.sound is None else self.sound(recording, recording.seconds / 2)
+        return entries(crops, first, audio)
+
+    def __repr__(self) -> str:
+        rest = f"clips={self.clips}, crop={self.crop!r}, sound={self.sound!r}"
+        return f"Evenly(frames={self.frames}, rate={self.rate}, {rest})"
+
+
+class Picture:
+    """One picture of a recording, cut as an image is, and the sound about it if asked for.
+
+    Args:
+        decode: of images.
+        random: at any time, not the picture in the middle.
+        sound: what is heard.
+    """
+
+    def __init__(self, *, decode: Decode, random: bool = True, sound: Sound | None = None) -> None:
+        self.decode, self.random, self.sound = decode, random, sound
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return frozenset({"crops", "frames"} | ({"audio"} if self.sound else set()))
+
+    def __call__(self, recording: Recording, *key: int | str) -> Batch:
+        if self.random:
+            at, audio = heard(recording, self.sound, 0.0, *key, "time")
+            found = shown(recording.times, torch.tensor([at]))
+        else:
+            found = torch.tensor([len(recording.times) // 2])
+            at = float(recording.times[found])
+            audio = None if self.sound is None else self.sound(recording, at)
+        (picture,) = recording.pictures(found.tolist())
+        image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+        return entries(self.decode(image, *key), found, audio)
+
+    def __repr__(self) -> str:
+        return f"Picture(decode={self.decode!r}, random={self.random}, sound={self.sound!r})"
+
+
+def entries(crops: list[Tensor], frames: Tensor | None, audio: Tensor | None) -> Batch:
+    """What a batch has of one sample."""
+    batch = Batch(crops=crops)
+    if frames is not None:
+        batch["frames"] = frames
+    if audio is not None:
+        batch["audio"] = audio
+    return batch
+
+
+def clip(recording: Recording, start: float, frames: int, rate: float) -> Tensor:
+    """Positions (frames,) int64 of pictures at a constant rate from a time on, going round."""
+    times = max(0.0, start) + torch.arange(frames, dtype=torch.float64) / rate
+    # A picture's time and the same time computed otherwise may differ by a rounding.
+    return shown(recording.times, (times + 1e-6) % max(recording.seconds, 1e-6))

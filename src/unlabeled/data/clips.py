@@ -1,0 +1,69 @@
+"""The data module of recordings: clips, pictures and sound, by the layout that lists them."""
+
+from typing import Any
+
+from torch import Tensor
+
+from unlabeled.data.clip_decode import ClipDecode, Picture
+from unlabeled.data.decode import Decode
+from unlabeled.data.images import Images, Side
+from unlabeled.data.layouts import Layout
+
+
+class Recordings(Images):
+    """Recordings and, where the layout knows them, labels.
+
+    What a batch has besides `index` and `label` is what the decode gives: `crops`, one (B, T, 3,
+    S, S) for each clip or (B, 3, S, S) for each picture; `frames` (B, T); `audio` (B, samples).
+
+    Args:
+        root: the folder of the data set.
+        layout: reads the root, into splits of recordings.
+        decode: random clips for training; one of images takes a random picture of each recording.
+        eval_decode: fixed clips for evaluations; one of images takes the picture in the middle.
+        batch_size: recordings of one forward over all processes.
+        limit: use only so many training recordings, balanced over classes, fixed by the seed.
+        workers: processes that decode; None: one per core, at most 8.
+        val_share: share of the training recordings set aside for choosing hyper-parameters.
+        max_unreadable: share of a split's recordings that may be unreadable before a run stops.
+        seed: of order, clips, limit and val_share.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        layout: Layout,
+        decode: ClipDecode | Decode,
+        eval_decode: ClipDecode | Decode,
+        batch_size: int = 256,
+        limit: int | None = None,
+        workers: int | None = None,
+        val_share: float = 0.1,
+        max_unreadable: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        given: tuple[Any, Any] = decode, eval_decode
+        cut: list[Any] = [
+            each if hasattr(each, "gives") else Picture(decode=each, random=random)
+            for each, random in zip(given, (True, False), strict=True)
+        ]
+        super().__init__(
+            root=root,
+            layout=layout,
+            decode=cut[0],
+            eval_decode=cut[1],
+            batch_size=batch_size,
+            limit=limit,
+            workers=workers,
+            tier="folder",
+            val_share=val_share,
+            max_unreadable=max_unreadable,
+            seed=seed,
+        )
+        self.gives = frozenset({"index"}) | cut[0].gives
+
+    def thumbnail(self, split: Side, position: int) -> Tensor:
+        """A picture (3, h, w) uint8 of what evaluations see, the middle one of a clip."""
+        crop = super().thumbnail(split, position)
+        return crop[len(crop) // 2] if crop.ndim == 4 else crop
