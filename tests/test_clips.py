@@ -99,10 +99,12 @@ def test_silent_spans_are_drawn_again_and_silent_recordings_are_unreadable():
 
 
 def test_clips_to_evaluate_divide_a_recording_evenly():
-    decode = Evenly(frames=2, rate=RATE, crop=Square(size=8), clips=3)
+    decode = Evenly(frames=2, rate=RATE, size=8, clips=3)
     crops = decode(recording(), "plain")["crops"]
     assert [c[0, 0, 0, 0].item() for c in crops] == [4, 14, 24]
     assert decode(recording(), "other")["frames"].tolist() == [4, 5]
+    pictures = Evenly(size=8, clips=2)(recording(), "plain")["crops"]
+    assert [(c.shape, c[0, 0, 0].item()) for c in pictures] == [((3, 8, 8), 7), ((3, 8, 8), 22)]
 
 
 def test_sound_at_another_rate():
@@ -120,7 +122,7 @@ def test_sound_at_another_rate():
 
 def module(decode, workers=0, **rest):
     options = {"root": "nowhere", "layout": layout, "batch_size": 4, "workers": workers}
-    fixed = Evenly(frames=2, rate=RATE, crop=Square(size=8))
+    fixed = Evenly(frames=2, rate=RATE, size=8)
     return Recordings(**{**options, "decode": decode, "eval_decode": fixed, **rest})
 
 
@@ -185,7 +187,7 @@ def test_motion_is_the_difference_of_neighbours():
         lambda: Clips(
             frames=2, rate=1.0, crop=Square(size=8), count=2, sound=Sound(seconds=1, rate=8)
         ),
-        lambda: Evenly(frames=2, rate=0.0, crop=Square(size=8)),
+        lambda: Evenly(frames=2, rate=0.0, size=8),
         lambda: Sound(seconds=0.0, rate=8000),
         lambda: Box(size=8, scale=[0.5, 0.2]),
         lambda: Square(size=8, resize=6),

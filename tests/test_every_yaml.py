@@ -274,7 +274,7 @@ def overrides(name: str) -> list[str]:
         root = ["data.root=${oc.env:UNLABELED_DATA}/folder"] if option == "folder" else []
         passes = ("stream", "list", "yfcc100m")
         once = ["trainer.max_epochs=1"] if option in passes else []
-        few = ["data.layout.train=16", "data.layout.test=8"] if option == "scenes" else []
+        few = ["data.layout.train=16", "data.layout.test=8"] if "scenes" in option else []
         few += ["data.layout.count=12"] if option == "yfcc1m" else []
         return [*small, f"data={option}", *DATA, *root, *once, *few]
     if group == "trainer":

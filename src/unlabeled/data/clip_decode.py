@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unlabeled.batch import Batch
 from unlabeled.data.clip_parts import Crop, Sound, Square, heard
-from unlabeled.data.decode import Decode
+from unlabeled.data.decode import Decode, Interpolation
 from unlabeled.data.recordings import Recording, shown
 from unlabeled.draws import Draws
 
@@ -81,39 +81,53 @@ class Clips:
 
 
 class Evenly:
-    """Clips whose middles divide a recording evenly: to evaluate.
+    """Clips, or pictures, whose middles divide a recording evenly: to evaluate.
 
     Args:
-        frames: pictures of a clip.
-        rate: of them, in a second.
-        crop: the part of the pictures that is shown.
+        size: side in pixels.
+        resize: the short side first becomes that; None: `size`.
+        frames: pictures of a clip; None: single pictures (3, size, size) instead of clips.
+        rate: pictures of a clip in a second.
         clips: of each recording: so many `crops`.
         sound: what is heard about the middle of the recording.
+        interpolation: "bilinear" or "bicubic", antialiased.
     """
 
     def __init__(
-        self, *, frames: int, rate: float, crop: Square, clips: int = 1, sound: Sound | None = None
+        self,
+        *,
+        size: int,
+        resize: int | None = None,
+        frames: int | None = None,
+        rate: float = 16.0,
+        clips: int = 1,
+        sound: Sound | None = None,
+        interpolation: Interpolation = "bilinear",
     ) -> None:
-        if frames < 1 or rate <= 0 or clips < 1:
+        if (frames is not None and frames < 1) or rate <= 0 or clips < 1:
             raise ValueError(
                 f"frames, rate and clips must be positive, got {frames}, {rate} and {clips}"
             )
-        self.frames, self.rate, self.crop = frames, rate, crop
-        self.clips, self.sound = clips, sound
+        self.crop = Square(size=size, resize=resize, interpolation=interpolation)
+        self.frames, self.rate, self.clips, self.sound = frames, rate, clips, sound
 
     @property
     def gives(self) -> frozenset[str]:
         return frozenset({"crops", "frames"} | ({"audio"} if self.sound else set()))
 
     def __call__(self, recording: Recording, *key: int | str) -> Batch:
-        long = self.frames / self.rate
         crops, first = [], None
         for i in range(self.clips):
             middle = (i + 0.5) * recording.seconds / self.clips
-            start = min(max(0.0, middle - long / 2), max(0.0, recording.seconds - long))
-            found = clip(recording, start, self.frames, self.rate)
+            if self.frames is None:
+                found = shown(recording.times, torch.tensor([middle]))
+            else:
+                long = self.frames / self.rate
+                start = min(max(0.0, middle - long / 2), max(0.0, recording.seconds - long))
+                found = clip(recording, start, self.frames, self.rate)
             first = found if first is None else first
-            crops.append(self.crop(recording.pictures(found.tolist()), Draws(*key, i)))
+            crop = self.crop(recording.pictures(found.tolist()), Draws(*key, i))
+            crops.append(crop[0] if self.frames is None else crop)
         audio = None if self.sound is None else self.sound(recording, recording.seconds / 2)
         return entries(crops, first, audio)
 

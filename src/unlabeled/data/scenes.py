@@ -1,16 +1,14 @@
 """The layout of rendered scenes: images from a seed, kept on disk once they are made."""
 
-import logging
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled.data.rendered import rendered
 from unlabeled.data.splits import Array, Split, digest
 from unlabeled.scenes.labels import LABELS, labels, normals
 from unlabeled.scenes.render import picture
@@ -18,7 +16,6 @@ from unlabeled.scenes.solids import CLASSES, POINTS
 from unlabeled.scenes.world import FACTOR_NAMES, Scene, World
 from unlabeled.truth import Annotation
 
-log = logging.getLogger(__name__)
 FORMAT = "2"  # raise it when the same settings render other pixels
 CHUNK = 32  # scenes that are rendered at once
 MAPS = ("masks", "segmentation", "normals")
@@ -90,9 +87,9 @@ class Scenes:
     def _split(self, root: Path, side: str, count: int) -> Array:
         one = self.world.solids == 1
         known: dict[str, Annotation] = {}
-        shared = _Known(self.world, side, self.size)
+        shared = Known(self.world, side, self.size)
         for kind in LABELS:
-            known[kind] = _Labels(shared, kind, count)
+            known[kind] = Labels(shared, kind, count)
         return Array(
             torch.from_numpy(self._pixels(root, side, count)),
             self.world.classes(range(count)) if one else None,
@@ -105,66 +102,27 @@ class Scenes:
         w = self.world
         said = (FORMAT, side, count, self.size, self.finer, w.seed, w.solids, w.cards)
         key = digest([repr((*said, sorted(w.vary.items()))).encode()], None, ())
-        path, shape = root / f"scenes-{key}.npy", (count, 3, self.size, self.size)
-        kept = _kept(path, shape)
-        if kept is not None:
-            return kept
-        log.warning("rendering %d %s scenes of %d pixels, once", count, side, self.size)
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=root, suffix=".tmp", delete=False) as file:
-                part = Path(file.name)
-        except OSError as error:
-            log.warning("scenes are not kept for the next run: %s", error)
-            pixels = np.empty(shape, dtype=np.uint8)
-            self._render(side, pixels)
-            return pixels
-        try:
-            pixels = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
-            _reserve(part)
-            self._render(side, pixels)
-            pixels.flush()
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-        found = _kept(path, shape)
-        if found is None:
-            raise ValueError(f"{path} was written and cannot be read: is the disk full?")
-        return found
+        shape = (count, 3, self.size, self.size)
+        what = f"{count} {side} scenes of {self.size} pixels"
 
-    def _render(self, side: str, into: np.ndarray) -> None:
-        def put(start: int) -> None:
-            stop = min(start + CHUNK, len(into))
-            into[start:stop] = self.pictures(side, range(start, stop)).numpy()
+        def make(positions: range) -> np.ndarray:
+            return self.pictures(side, positions).numpy()
 
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for _ in pool.map(put, range(0, len(into), CHUNK)):
-                pass
+        return rendered(root / f"scenes-{key}.npy", shape, np.uint8, make, CHUNK, what)
 
 
-def _reserve(path: Path) -> None:
-    """Takes the disk space of a file that is as long as it will be, but not written yet.
+class Drawn(Protocol):
+    """What gives scenes by split and positions."""
 
-    Without it, memory mapped to a file that no longer fits ends the process without a word.
-    """
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    def scenes(self, split: str, positions: Sequence[int]) -> Scene:
+        """Those at some positions."""
+        ...
 
 
-def _kept(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The images in a file, or None if it is not there or damaged."""
-    try:
-        found = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return found if found.shape == shape and found.dtype == np.uint8 else None
-
-
-class _Known:
+class Known:
     """What is known about the scenes of a split; all but maps is kept once it was asked for."""
 
-    def __init__(self, world: World, split: str, size: int) -> None:
+    def __init__(self, world: Drawn, split: str, size: int) -> None:
         self.world, self.split, self.size = world, split, size
         self.found: dict[int, dict[str, Tensor]] = {}
 
@@ -186,10 +144,10 @@ class _Known:
         return self.world.scenes(self.split, positions)
 
 
-class _Labels(Annotation):
+class Labels(Annotation):
     """One kind of what is known about the scenes of a split."""
 
-    def __init__(self, known: _Known, kind: str, count: int) -> None:
+    def __init__(self, known: Known, kind: str, count: int) -> None:
         self.known, self.kind, self.count = known, kind, count
 
     def __len__(self) -> int:

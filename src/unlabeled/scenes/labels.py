@@ -25,14 +25,14 @@ def labels(scene: Scene, size: int) -> list[dict[str, Tensor]]:
     what = hits.what.view(b, 1, size, size)
     shown = what == torch.arange(m).view(1, m, 1, 1)
     seen = shown.flatten(2).any(2)
-    boxes, points = _boxes(shown), _points(scene, size)
+    edges, points = boxes(shown), _points(scene, size)
     number = seen.cumsum(1) * seen  # of each object that is seen, from 1
     masks = (shown * number[:, :, None, None]).sum(1).to(torch.uint8)
     segmentation = (shown * (scene.kind[:, :m, None, None] + 1)).sum(1).to(torch.uint8)
     normals = _maps(hits, b)
     return [
         {
-            "boxes": boxes[i, seen[i]],
+            "boxes": edges[i, seen[i]],
             "box_labels": scene.kind[i, :m][seen[i]],
             "masks": masks[i],
             "segmentation": segmentation[i],
@@ -53,7 +53,7 @@ def _maps(hits: Hits, b: int) -> Tensor:
     return hits.normal.view(3, b, hits.size, hits.size).transpose(0, 1).contiguous()
 
 
-def _boxes(shown: Tensor) -> Tensor:
+def boxes(shown: Tensor) -> Tensor:
     """Edges (B, M, 4) of the pixels of masks (B, M, H, W); nonsense for empty ones."""
     edges = []
     for inside in (shown.any(2), shown.any(3)):  # columns, rows
