@@ -102,7 +102,7 @@ def test_places205_follows_its_lists(tmp_path):
     assert splits["train"].classes == ("a/abbey", "b/bar")
     assert splits["train"].labels.tolist() == [1, 0]
     assert splits["test"].name(0) == "b/bar/2.jpg"
-    assert splits["test"].image(0).size == (8, 8)
+    assert splits["test"].image(0).shape == (3, 8, 8)
 
 
 def test_places205_says_what_is_wrong(tmp_path):

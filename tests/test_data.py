@@ -340,7 +340,7 @@ def test_scan_gives_every_image_once_in_order(tmp_path, tier):
     crops = torch.cat([batch["crops"][0] for batch in whole])
     for i, crop in enumerate(crops):
         name = f"test/{'ab'[i // 5]}/{i % 5}.png"
-        (expected,) = Center(size=8)(Image.open(tmp_path / name))
+        (expected,) = Center(size=8)(rgb.pixels(tmp_path / name))
         assert torch.equal(crop, expected)
     part = list(data.scan("test", 3, 8, batch_size=4))
     assert torch.cat([batch["crops"][0] for batch in part]).equal(crops[3:8])
@@ -517,7 +517,7 @@ def test_settings_build(path, decode, monkeypatch):
         assert config.data.root == f"data/{shared.get(path.stem, path.stem)}"
     data = instantiate(config.data)
     assert data.seed == 3
-    image = Image.new("RGB", (300, 280))
+    image = torch.zeros(3, 280, 300, dtype=torch.uint8)
     crops = {x.shape[-1] for x in data.decode(image, 0)}
     size = config.data.eval_decode.size
     fixed = {"pirl": {224, 255}, "jigsaw": {255}, "relative_position": {400}}

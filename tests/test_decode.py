@@ -1,6 +1,9 @@
 """Crops are torchvision's, image by image, on the same boxes."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from unlabeled.data.decode import Center, Crops, RandomCrop, Several
-from unlabeled.data.resample import TRIES, boxes
+from unlabeled.data.resample import TRIES, box, boxes
 from unlabeled.draws import Draws
 
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
@@ -34,9 +37,9 @@ def test_batched_crops_equal_torchvision(interpolation, size, h, w):
     draws = Draws(3, "crop", 5, rows=16)
     (crops,) = decode.batched(images, draws)
     assert crops.dtype == torch.uint8
-    for image, crop, box in zip(images, crops, decode.boxes(draws.fork(0), h, w), strict=True):
+    for image, crop, place in zip(images, crops, decode.boxes(draws.fork(0), h, w), strict=True):
         expected = F.resized_crop(
-            image.float(), *box.tolist(), [size, size], MODES[interpolation], antialias=True
+            image.float(), *place.tolist(), [size, size], MODES[interpolation], antialias=True
         )
         expected = expected.clamp(0, 255)
         # half a grey level of rounding, and what float32 sums in another order
@@ -52,7 +55,7 @@ def test_pillow_and_tensor_paths_agree(decode, interpolation):
     """
     decode = decode(size=24, interpolation=interpolation)
     image = noise(1, 41, 30, seed=1) // 2 + 64
-    (alone,) = decode(pil(image[0]), 4, 2, 0)
+    (alone,) = decode(image[0], 4, 2, 0)
     (batched,) = decode.batched(image, Draws(4, 2, 0))
     assert (alone.float() - batched[0].float()).abs().max() <= 2
     assert (alone.float() - batched[0].float()).abs().mean() < 0.3
@@ -118,7 +121,7 @@ def test_center_is_torchvisions_resize_and_center_crop(h, w, size, resize):
     expected = F.center_crop(expected, [size, size])
     assert (decode.batched(image, Draws(0))[0][0] - expected).abs().max() <= 0.5 + 1e-3
     expected = F.center_crop(F.resize(pil(image[0]), [resize]), [size, size])
-    assert np.array_equal(decode(pil(image[0]))[0].permute(1, 2, 0), np.array(expected))
+    assert np.array_equal(decode(image[0])[0].permute(1, 2, 0), np.array(expected))
 
 
 def test_random_crop_reaches_every_corner_and_keeps_pixels():
@@ -131,7 +134,7 @@ def test_random_crop_reaches_every_corner_and_keeps_pixels():
 
 @pytest.mark.parametrize("decode", [Crops(size=16, count=2), RandomCrop(size=16, count=2)])
 def test_the_key_decides_the_crops(decode):
-    image = pil(noise(1, 48, 40)[0])
+    image = noise(1, 48, 40)[0]
     a, b = decode(image, 0, 1, 7)
     again, _ = decode(image, 0, 1, 7)
     assert torch.equal(a, again)
@@ -154,7 +157,7 @@ def test_two_processes_draw_the_global_batchs_crops():
 def test_several_joins_and_draws_independently():
     decode = Several(parts={"global": Crops(size=24, count=2), "local": Crops(size=24, count=3)})
     image = noise(1, 40, 40)
-    for crops in (decode(pil(image[0]), 1, 2), [x[0] for x in decode.batched(image, Draws(1, 2))]):
+    for crops in (decode(image[0], 1, 2), [x[0] for x in decode.batched(image, Draws(1, 2))]):
         assert [tuple(x.shape) for x in crops] == [(3, 24, 24)] * 5
         assert len({x.numpy().tobytes() for x in crops}) == 5
 
@@ -193,3 +196,40 @@ def test_ratio_is_drawn_log_uniformly():
     log = (box[:, 3] / box[:, 2]).log() / math.log(2)
     assert abs(float(log.mean())) < 0.03
     assert abs(float((log < -0.5).double().mean()) - 0.25) < 0.03
+
+
+def test_crops_are_the_same_on_every_cpu(tmp_path):
+    """Resizing counts in whole numbers: with the instructions of any CPU it gives the same."""
+    code = (
+        "import hashlib, torch; from unlabeled.data.decode import Crops\n"
+        "image = torch.randint(0, 256, (3, 90, 110), dtype=torch.uint8,"
+        " generator=torch.Generator().manual_seed(0))\n"
+        "for way in ('bilinear', 'bicubic'):\n"
+        "  for view in (image, image.permute(1, 2, 0).contiguous().permute(2, 0, 1)):\n"
+        "    crops = Crops(size=48, count=4, interpolation=way)(view, 0, 1)\n"
+        "    print(hashlib.sha256(torch.stack(crops).numpy().tobytes()).hexdigest())\n"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for capability in ("default", "avx2")
+    ]
+    assert said[0] == said[1]
+    first, *others = said[0].split()
+    assert others[0] == first  # nor does it matter how the pixels lie in memory
+    assert others[1] == others[2] != first
+
+
+def test_one_box_is_that_of_a_batch():
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(1, 700, (300, 2), generator=generator).tolist()
+    for i, (h, w) in enumerate(sizes):
+        for scale, ratio in (((0.08, 1.0), (3 / 4, 4 / 3)), ((0.9, 1.0), (0.2, 0.3))):
+            u = Draws(i, rows=4).uniform(TRIES, 4)
+            many = boxes(u, h, w, scale, ratio).expand(4, 4).tolist()
+            assert [list(box(row, h, w, scale, ratio)) for row in u.tolist()] == many

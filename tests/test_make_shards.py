@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
 
@@ -95,7 +96,7 @@ def test_every_file_is_there_once_unchanged_with_its_label(script, photos, tmp_p
         by_name = {folder[side].name(i): i for i in range(len(folder[side]))}
         for i, path in enumerate(paths):
             j = by_name[path]
-            assert splits[side].image(i).tobytes() == folder[side].image(j).tobytes()
+            assert torch.equal(splits[side].image(i), folder[side].image(j))
             assert splits[side].labels[i] == folder[side].labels[j]
 
 

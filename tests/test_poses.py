@@ -116,7 +116,7 @@ def test_flic_is_read_as_it_was_written(tmp_path):
             np.testing.assert_allclose(points[0, k].numpy(), expected, rtol=1e-6)
     assert train.annotations["boxes"][0].tolist() == [[9.5, 7.5, 29.5, 32.5]]
     assert splits["test"].name(0) == "images/film-005.jpg"
-    assert splits["test"].image(0).size == (48, 40)
+    assert splits["test"].image(0).shape == (3, 40, 48)
 
 
 def test_mpii_is_read_as_it_was_written(tmp_path):

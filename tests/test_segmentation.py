@@ -220,7 +220,7 @@ def test_masks_are_read_as_they_are(devkit):
     assert known[1].shape == (12, 21)
     assert known[1].unique().tolist() == [1, 255]
     assert splits["test"].annotations["segmentation"][0].unique().tolist() == [2, 255]
-    assert splits["test"].image(0).size == (22, 12)
+    assert splits["test"].image(0).shape == (3, 12, 22)
     assert splits["train"].classes[14] == "person"
 
 

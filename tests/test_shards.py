@@ -82,7 +82,7 @@ def module(root, kind=Images, *, layout=None, **changes):
 
 
 def values(split):
-    return [split.image(i).getpixel((0, 0))[0] for i in range(len(split))]
+    return [int(split.image(i)[0, 0, 0]) for i in range(len(split))]
 
 
 def epochs(data, count=1):

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from unlabeled.data.decode import pixels
 from unlabeled.data.store import Store
 from unlabeled.truth import Annotation
 
@@ -44,4 +43,4 @@ class Annotations(ABC):
         Raises:
             UnreadableError: the file cannot be read.
         """
-        return pixels(self._read().split(split).image(position))
+        return self._read().split(split).image(position).contiguous()

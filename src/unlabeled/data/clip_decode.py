@@ -8,7 +8,6 @@ the recording start at its beginning and go round; sound is silent beyond the re
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from unlabeled.batch import Batch
@@ -161,8 +160,7 @@ class Picture:
             at = float(recording.times[found])
             audio = None if self.sound is None else self.sound(recording, at)
         (picture,) = recording.pictures(found.tolist())
-        image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
-        return entries(self.decode(image, *key), found, audio)
+        return entries(self.decode(picture, *key), found, audio)
 
     def __repr__(self) -> str:
         return f"Picture(decode={self.decode!r}, random={self.random}, sound={self.sound!r})"

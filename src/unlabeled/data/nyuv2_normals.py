@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unlabeled.data.depth import Camera, axes_between, normals_of
 from unlabeled.data.matlab import member, opened, unpickled
-from unlabeled.data.rgb import read
+from unlabeled.data.rgb import pixels
 from unlabeled.truth import Annotation
 
 NORMALS = (
@@ -75,7 +75,7 @@ class Pictures(Annotation):
     def several(self, positions: Sequence[int]) -> Sequence[Tensor]:
         found = []
         for i in positions:
-            colours = torch.from_numpy(np.array(read(self.files[i]))).permute(2, 0, 1)
+            colours = pixels(self.files[i])
             normals = colours.float() / 127.5 - 1
             known = (_depth(self.labelled, "rawDepths", self.rows[i]) > 0) & (
                 normals.norm(dim=0) > 0.5

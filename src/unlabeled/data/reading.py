@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from unlabeled.batch import Batch
@@ -18,7 +17,7 @@ from unlabeled.data.splits import Array, Split, rows
 from unlabeled.data.tasks import Cut, by_task, filled
 
 log = logging.getLogger(__name__)
-GREY = Image.new("RGB", (256, 256), (128, 128, 128))
+GREY = torch.full((3, 256, 256), 128, dtype=torch.uint8)
 NAMED = 10  # unreadable images that are named one by one
 
 
@@ -173,7 +172,7 @@ def load(split: Split, size: int, threads: int) -> tuple[Tensor, Bad]:
     return pixels, sorted(bad)
 
 
-def _image(split: Split, i: int, bad: Bad) -> Image.Image:
+def _image(split: Split, i: int, bad: Bad) -> Tensor:
     try:
         return split.image(i)
     except UnreadableError as error:

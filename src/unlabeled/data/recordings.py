@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from unlabeled.data.rgb import UnreadableError
@@ -182,8 +181,8 @@ class Memory:
         audio = None if self.audio is None else self.audio[i]
         return Kept(self.frames[i], self.rate, audio, self.audio_rate)
 
-    def image(self, i: int) -> Image.Image:
-        """The picture in the middle, as RGB."""
+    def image(self, i: int) -> Tensor:
+        """The picture in the middle, RGB (3, H, W) uint8."""
         return middle(self.recording(i))
 
     def take(self, positions: Tensor) -> "Memory":
@@ -202,10 +201,10 @@ class Memory:
         return digest(parts, self.labels, self.classes)
 
 
-def middle(recording: Recording) -> Image.Image:
-    """The picture in the middle of a recording. Raises `UnreadableError`."""
+def middle(recording: Recording) -> Tensor:
+    """The picture in the middle of a recording (3, H, W). Raises `UnreadableError`."""
     (picture,) = recording.pictures([len(recording.times) // 2])
-    return Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    return picture
 
 
 def blank() -> Kept:
@@ -214,7 +213,7 @@ def blank() -> Kept:
     return Kept(grey, 25.0, torch.zeros(16000), 16000)
 
 
-def sample(split: Split, i: int) -> Image.Image | Recording:
+def sample(split: Split, i: int) -> Tensor | Recording:
     """What decodes take: the recording where there is one, else the image.
 
     Raises:

@@ -48,6 +48,25 @@ def boxes(
     return torch.where(fits.any(1, keepdim=True), box.long(), _central(height, width, ratio))
 
 
+def box(
+    u: Sequence[Sequence[float]],
+    height: int,
+    width: int,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+) -> tuple[int, int, int, int]:
+    """The box of one row of `boxes`: its twenty small operations would cost as much as a crop."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for area_u, ratio_u, top_u, left_u in u:
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * area_u)
+        aspect = math.exp(low + (high - low) * ratio_u)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(top_u * (height - h + 1)), int(left_u * (width - w + 1)), h, w
+    top, left, h, w = _central(height, width, ratio).tolist()
+    return top, left, h, w
+
+
 def _central(height: int, width: int, ratio: Sequence[float]) -> Tensor:
     h, w = height, width
     if width / height < ratio[0]:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from unlabeled.data.archives import Archives
 from unlabeled.data.order import BufferedOrder
 from unlabeled.data.remote import Copies, find, located, read_beside
-from unlabeled.data.rgb import read
+from unlabeled.data.rgb import pixels
 from unlabeled.data.splits import Split, digest, divide
 from unlabeled.data.tree import TEST, TRAIN
 from unlabeled.truth import Annotation
@@ -49,9 +48,9 @@ class Archived:
         """What to call an image in a message."""
         return self.archives.name(self._at(i))
 
-    def image(self, i: int) -> Image.Image:
-        """An image as RGB. Raises `UnreadableError`."""
-        return read(self.archives.read(self._at(i)))
+    def image(self, i: int) -> Tensor:
+        """An image, RGB (3, h, w) uint8. Raises `UnreadableError`."""
+        return pixels(self.archives.read(self._at(i)))
 
     def take(self, positions: Tensor) -> "Archived":
         """Some of the images, in the order of `positions`, which must be sorted."""

@@ -9,10 +9,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.rgb import read
+from unlabeled.data.rgb import pixels
 from unlabeled.draws import shuffled
 from unlabeled.truth import Annotation
 
@@ -46,9 +45,9 @@ class Files:
         """What to call an image in a message."""
         return os.fsdecode(self.paths[i])
 
-    def image(self, i: int) -> Image.Image:
-        """An image as RGB. Raises `UnreadableError`."""
-        return read(self.root / self.name(i))
+    def image(self, i: int) -> Tensor:
+        """An image, RGB (3, h, w) uint8. Raises `UnreadableError`."""
+        return pixels(self.root / self.name(i))
 
     def take(self, positions: Tensor) -> "Files":
         """Some of the images, in the order of `positions`."""
@@ -89,9 +88,9 @@ class Array:
         """What to call an image in a message."""
         return f"image {i}"
 
-    def image(self, i: int) -> Image.Image:
-        """An image as RGB."""
-        return Image.fromarray(self.pixels[i].permute(1, 2, 0).contiguous().numpy())
+    def image(self, i: int) -> Tensor:
+        """An image, RGB (3, H, W) uint8."""
+        return self.pixels[i]
 
     def take(self, positions: Tensor) -> "Array":
         """Some of the images, in the order of `positions`."""
@@ -134,8 +133,8 @@ class Split(Protocol):
         """What to call an image in a message."""
         ...
 
-    def image(self, i: int) -> Image.Image:
-        """An image as RGB. Raises `UnreadableError`."""
+    def image(self, i: int) -> Tensor:
+        """An image, RGB (3, h, w) uint8. Raises `UnreadableError`."""
         ...
 
     def take(self, positions: Tensor) -> "Split":

@@ -2,11 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.decode import PILLOW, Interpolation, pixels
+from unlabeled.data.decode import PILLOW, Interpolation
 from unlabeled.data.resample import FILTERS, short_side
+from unlabeled.data.rgb import pil, tensor
 from unlabeled.draws import Draws
 from unlabeled.truth import Window
 
@@ -36,10 +36,11 @@ class Squash:
             )
         self.size, self.resize, self.interpolation = size, resize, interpolation
 
-    def __call__(self, image: Image.Image, *key: int | str) -> list[Tensor]:
-        for height, width in self._sizes(image.height, image.width):
-            image = image.resize((width, height), PILLOW[self.interpolation])
-        return [pixels(image)]
+    def __call__(self, image: Tensor, *key: int | str) -> list[Tensor]:
+        whole = pil(image)
+        for height, width in self._sizes(*image.shape[-2:]):
+            whole = whole.resize((width, height), PILLOW[self.interpolation])
+        return [tensor(whole).contiguous()]
 
     def batched(self, images: Tensor, draws: Draws) -> list[Tensor]:
         for size in self._sizes(*images.shape[-2:]):

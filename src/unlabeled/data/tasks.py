@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
-from PIL import Image
 from torch import Tensor
 
 from unlabeled.batch import Batch
@@ -37,7 +36,7 @@ class Tasks:
             raise ValueError(f"schedule must be round_robin or summed, got {schedule!r}")
         self.tasks, self.schedule = dict(tasks.items()), schedule
 
-    def __call__(self, image: Image.Image, *key: int | str) -> list[Tensor]:
+    def __call__(self, image: Tensor, *key: int | str) -> list[Tensor]:
         """The crops of all tasks, one after the other."""
         return [crop for decode in self.tasks.values() for crop in decode(image, *key)]
 

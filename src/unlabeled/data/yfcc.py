@@ -11,13 +11,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from unlabeled.data.files import cache_folder
 from unlabeled.data.metadata import photos
 from unlabeled.data.order import BufferedOrder
-from unlabeled.data.rgb import read
+from unlabeled.data.rgb import pixels
 from unlabeled.data.selection import Selection, ranks
 from unlabeled.data.shards import Archived, Shards
 from unlabeled.data.splits import Split, digest
@@ -61,9 +60,9 @@ class Photos:
         name = os.fsdecode(self.hashes[i])
         return self.images.format(hash=name, id=int(self.ids[i]), a=name[:3], b=name[3:6])
 
-    def image(self, i: int) -> Image.Image:
-        """An image as RGB. Raises `UnreadableError`."""
-        return read(self.root / self.name(i))
+    def image(self, i: int) -> Tensor:
+        """An image, RGB (3, h, w) uint8. Raises `UnreadableError`."""
+        return pixels(self.root / self.name(i))
 
     def take(self, positions: Tensor) -> "Photos":
         """Some of the images, in the order of `positions`."""
