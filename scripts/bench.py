@@ -34,6 +34,13 @@ def augment(quick: bool) -> list[Row]:
     return bench_augment.rows(3 if quick else 9)
 
 
+def decode(quick: bool) -> list[Row]:
+    """JPEGs to crops against other decoders and the usual pipeline."""
+    import bench_decode
+
+    return bench_decode.rows(3 if quick else 7)
+
+
 def step(quick: bool) -> list[Row]:
     """A training step in the framework against a bare loop."""
     import bench_step
@@ -65,6 +72,7 @@ def start(quick: bool) -> list[Row]:
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "start": start,
     "augment": augment,
+    "decode": decode,
     "step": step,
     "formats": formats,
     "suite": suite,
