@@ -1,6 +1,6 @@
 """Speed as ratios: every comparison takes turns with what it is compared with, in one run.
 
-    python scripts/bench.py              the table, and outputs/bench/bench.json
+    python scripts/bench.py              the table, outputs/bench/bench.json and bench.png
     python scripts/bench.py --check      fails where a ratio misses its bar
     python scripts/bench.py --only step --quick
 
@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,11 +42,26 @@ def decode(quick: bool) -> list[Row]:
     return bench_decode.rows(3 if quick else 7)
 
 
+def photos(quick: bool) -> list[Row]:
+    """Photographs at 224, from JPEG to crops and from crops to views, against whole pipelines."""
+    import bench_photos
+
+    with tempfile.TemporaryDirectory() as folder:
+        return bench_photos.rows(Path(folder), *((2, 8) if quick else (5, 16)))
+
+
 def step(quick: bool) -> list[Row]:
-    """A training step in the framework against a bare loop."""
+    """Training steps of five methods in the framework against bare loops."""
     import bench_step
 
-    return bench_step.rows(2 if quick else 5)
+    return bench_step.rows(1 if quick else 2)
+
+
+def end(quick: bool) -> list[Row]:
+    """From JPEGs to updates, against other frameworks' recipes."""
+    import bench_end
+
+    return bench_end.rows(1 if quick else 3)
 
 
 def formats(quick: bool) -> list[Row]:
@@ -62,6 +78,20 @@ def suite(quick: bool) -> list[Row]:
     return bench_suite.rows(1 if quick else 3)
 
 
+def clusters(quick: bool) -> list[Row]:
+    """k-means against faiss."""
+    import bench_clusters
+
+    return bench_clusters.rows(*((1, 10_000) if quick else (3, 50_000)))
+
+
+def growth(quick: bool) -> list[Row]:
+    """How cost grows with batch, crops, workers and images."""
+    import bench_growth
+
+    return bench_growth.rows(1 if quick else 3)
+
+
 def start(quick: bool) -> list[Row]:
     """The command line against bare Hydra and bare imports."""
     import bench_start
@@ -73,9 +103,13 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "start": start,
     "augment": augment,
     "decode": decode,
+    "photos": photos,
     "step": step,
+    "end": end,
     "formats": formats,
     "suite": suite,
+    "clusters": clusters,
+    "growth": growth,
 }
 
 
@@ -135,6 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = {**machine(), "load": load}
     record = {"machine": where, "rows": [row.record() for row in rows]}
     (OUT / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
+    from bench_plot import draw  # matplotlib, for which nobody should wait to read --help
+
+    draw(rows, OUT / "bench.png")
     if given.markdown:
         print(markdown(rows))
     else:

@@ -26,7 +26,7 @@ from unlabeled.data.decode import Crops
 from unlabeled.draws import Draws
 
 CONF = Path(__file__).parents[1] / "conf/augment"
-SIDE, SCALE, BATCH, BAR = 32, (0.08, 1.0), 256, 10.0
+SIDE, SCALE, BATCH = 32, (0.08, 1.0), 256
 RECIPES = {"simclr": "SimCLR with blur", "simclr_small": "SimCLR for CIFAR-10"}
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 Way = Callable[[Tensor], list[Tensor]]
@@ -49,7 +49,7 @@ def ours(recipe: Any) -> Way:
 def torchvision_v2(recipe: Any) -> Way:
     """Torchvision's transforms v2 on tensors, image by image."""
     ops = recipe.chains.view
-    blur = [v2.GaussianBlur(_kernel(), list(ops.blur.sigma))] if "blur" in ops else []
+    blur = [v2.GaussianBlur(_kernel(SIDE), list(ops.blur.sigma))] if "blur" in ops else []
     chain = v2.Compose(
         [
             v2.RandomResizedCrop(SIDE, scale=SCALE),
@@ -98,33 +98,42 @@ def kornia(recipe: Any) -> Way:
     """
     import kornia.augmentation as K
 
+    crop = K.RandomResizedCrop((SIDE, SIDE), scale=SCALE)
+    chain = nn.Sequential(crop, *kornia_ops(recipe, SIDE))
+    return lambda images: [_finished(chain(images.float() / 255))]
+
+
+def kornia_ops(recipe: Any, side: int) -> list[nn.Module]:
+    """Kornia's modules for a recipe's ops on images of `side` pixels, in their order.
+
+    Raises:
+        ImportError: without the package `kornia`.
+    """
+    import kornia.augmentation as K
+
     ops = recipe.chains.view
-    side = (_kernel(), _kernel())
-    blur = (
-        [K.RandomGaussianBlur(side, tuple(ops.blur.sigma), p=ops.blur.p)] if "blur" in ops else []
-    )
-    chain = nn.Sequential(
-        K.RandomResizedCrop((SIDE, SIDE), scale=SCALE),
+    square, sigma = (_kernel(side),) * 2, tuple(ops.blur.sigma) if "blur" in ops else ()
+    return [
         K.RandomHorizontalFlip(p=ops.flip.p),
         K.ColorJitter(**_strength(ops), p=ops.jitter.p),
         K.RandomGrayscale(p=ops.grey.p),
-        *blur,
-    )
-    return lambda images: [_finished(chain(images.float() / 255))]
+        *([K.RandomGaussianBlur(square, sigma, p=ops.blur.p)] if "blur" in ops else []),
+    ]
 
 
 def _strength(ops: Any) -> dict[str, float]:
     return {name: ops.jitter[name] for name in COLOURS}
 
 
-def _kernel() -> int:
-    return SIDE // 10 | 1  # a tenth of the height, made odd
+def _kernel(side: int) -> int:
+    return side // 10 | 1  # a tenth of the height, made odd
 
 
 def _finished(x: Tensor) -> Tensor:
     return normalize(x).contiguous(memory_format=torch.channels_last)
 
 
+BARS = {"torchvision v2": 12.0, "PIL": 10.0, "kornia": 3.0}
 OTHERS = {"torchvision v2": torchvision_v2, "PIL": pil, "kornia": kornia}
 
 
@@ -154,7 +163,7 @@ def rows(rounds: int = 9) -> list[Row]:
                 Row(
                     title_of_row,
                     per_round(rates["ours"], rates[name]),
-                    bar=None if name == "kornia" else BAR,  # it works on batches too
+                    bar=BARS[name],
                     ours=_rate(rates["ours"]),
                     other=_rate(rates[name]),
                     note=note,

@@ -21,6 +21,7 @@ class Row:
         other: the measurement of what it is compared with, in words.
         note: how it was measured, or why it was not.
         unit: "x" for ratios; empty for counts.
+        curve: sizes with the seconds that each took, where the row says how these grow.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Row:
     other: str = ""
     note: str = ""
     unit: str = "x"
+    curve: Sequence[tuple[int, float]] = ()
 
     @property
     def value(self) -> float | None:

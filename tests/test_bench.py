@@ -1,6 +1,7 @@
 """The benchmark's table and its verdict, without any timing."""
 
 import importlib
+import importlib.util
 import json
 import math
 import subprocess
@@ -114,13 +115,16 @@ def test_the_imports_that_a_check_needs_are_modules(bench):
         importlib.import_module(line.removeprefix("import "))
 
 
-def test_the_bare_loop_computes_what_the_framework_does(bench):
+@pytest.mark.parametrize("name", ["simclr", "moco_v2", "byol", "swav", "pirl"])
+def test_the_bare_loops_compute_what_the_framework_does(bench, monkeypatch, name):
     step = importlib.import_module("bench_step")
-    turns, method = step.fit(8, 3, "backbone.width=16")
+    assert name in step.LOOPS
+    monkeypatch.setattr(step, "IMAGES", 64)
+    turns, method = step.fit(name, 8, 3, "backbone.width=8")
     assert len(turns.ours) == len(turns.other) == 3
     bare = turns.bare.method.state_dict()
-    for name, x in method.state_dict().items():
-        step.torch.testing.assert_close(x, bare[name], rtol=1e-4, atol=1e-6, msg=name)
+    for key, x in method.state_dict().items():
+        step.torch.testing.assert_close(x, bare[key], rtol=1e-4, atol=1e-5, msg=f"{name} {key}")
 
 
 def test_the_suites_rows_are_there_and_its_images_are_counted(bench, monkeypatch):
@@ -140,3 +144,109 @@ def test_threads_are_set_before_torch_is_imported():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "1"]
+
+
+def installed(name):
+    return importlib.util.find_spec(name) is not None
+
+
+def test_every_way_from_jpegs_to_views_makes_as_many(bench, monkeypatch, tmp_path):
+    photos = importlib.import_module("bench_photos")
+    monkeypatch.setattr(photos, "IMAGES", 4)
+    monkeypatch.setattr(photos, "DEVICE_BATCH", 2)
+    rows = photos.rows(tmp_path, rounds=1, images=2)
+    peers = {row.name.rpartition(" / ")[2]: row for row in rows}
+    assert len(peers) == len(rows) == 3
+    for row, package in zip(rows, ["lightly", "PIL", "kornia"], strict=True):
+        assert bool(row.values) == installed(package), row.name
+        assert row.bar or not row.values
+    assert len(list(tmp_path.rglob("*.jpg"))) == 4
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_peer_learns_from_files(bench, tmp_path, bf16):
+    photos, peers = importlib.import_module("bench_photos"), importlib.import_module("bench_peers")
+    photos.photographs(tmp_path, 4)
+    torch = peers.torch
+    torch.manual_seed(0)
+    loop = peers.solo_loop(tmp_path / "train", 4, bf16=bf16)
+    before = loop.net[0].conv1.weight.clone()
+    loop.step()
+    assert not torch.equal(before, loop.net[0].conv1.weight)
+    pair, _ = next(loop.batches)
+    assert [x.shape for x in pair] == [(4, 3, 224, 224)] * 2
+
+
+def test_the_peers_loss_is_simclrs(bench):
+    from unlabeled.methods.simclr import nt_xent
+
+    peers = importlib.import_module("bench_peers")
+    a, b = peers.torch.randn(2, 5, 8, dtype=peers.torch.float64)
+    unit = (peers.F.normalize(x, dim=1) for x in (a, b))
+    peers.torch.testing.assert_close(peers.solo_loss(a, b), nt_xent(*unit, 0.2))
+
+
+def test_end_to_end_rows_have_a_bar_only_against_the_peer_as_it_is(bench, monkeypatch):
+    end = importlib.import_module("bench_end")
+
+    class Nothing:
+        steps = 0
+
+        def step(self):
+            Nothing.steps += 1
+
+    def absent(*args, **kwargs):
+        raise ImportError("no module named lightly")
+
+    monkeypatch.setattr(end, "BATCH", 2)
+    made = {"lightly": absent, "solo": lambda *args, **kwargs: Nothing()}
+    monkeypatch.setattr(end, "PEERS", made)
+    monkeypatch.setattr(end, "RECIPE", [*end.RECIPE, "decode.size=32", "backbone.width=8"])
+    rows = {row.name.partition(" / ")[2]: row for row in end.rows(1)}
+    assert [row.bar for row in rows.values()] == [None, None, end.BAR, None]
+    assert not rows["lightly"].values
+    assert rows["solo"].values[0] < 1, "doing nothing is faster"
+    assert Nothing.steps == 4
+
+
+def test_growth_tells_linear_from_quadratic(bench, monkeypatch):
+    growth = importlib.import_module("bench_growth")
+
+    def spends(power):
+        def work(n):
+            end = growth.time.process_time() + 1e-4 * n**power
+            while growth.time.process_time() < end:
+                pass
+
+        return {n: (lambda n=n: work(n)) for n in (5, 25)}
+
+    linear = growth.grown("linear", "images", spends(1), 2)
+    quadratic = growth.grown("quadratic", "images", spends(2), 2)
+    assert not linear.missed
+    assert quadratic.missed
+    assert [n for n, _ in quadratic.curve] == [5, 25]
+
+
+def test_what_grows_is_measured_and_drawn(bench, monkeypatch, tmp_path):
+    growth = importlib.import_module("bench_growth")
+    sizes = {"BATCHES": (4, 8), "CROPS": (2, 3), "WORKERS": (0, 1), "IMAGES": (250, 500)}
+    for name, value in sizes.items():
+        monkeypatch.setattr(growth, name, value)
+    few = importlib.import_module("bench_photos").photographs
+    monkeypatch.setattr(growth, "photographs", lambda root: few(root, 8))
+    rows = growth.rows(1)
+    assert len(rows) == 6
+    for row in rows:
+        assert len(row.curve) == 2, row.name
+        assert min(seconds for _, seconds in row.curve) > 0
+    draw = importlib.import_module("bench_plot").draw
+    draw([*rows, bench.Row("a / b", [1.0, 2.0], bar=3)], tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    draw([bench.Row("nothing")], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_both_sides_of_kmeans_have_their_turns(bench):
+    (row,) = importlib.import_module("bench_clusters").rows(2, 500, 8, 4)
+    assert len(row.values) == 2
+    assert row.bar == 1.1
