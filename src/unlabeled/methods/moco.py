@@ -28,7 +28,7 @@ from unlabeled.method import Method
 from unlabeled.optim import Optim
 from unlabeled.parts import ema
 from unlabeled.parts.losses import info_nce
-from unlabeled.parts.memory import Queue
+from unlabeled.parts.memory import Kept, Queue
 from unlabeled.parts.mlp import mlp
 
 
@@ -42,6 +42,7 @@ class MoCo(Method):
         hidden: width of the head's hidden layer; None for version 1's linear head.
         dim: width of the embedding.
         queue: number of negatives K.
+        queue_dtype: of what is kept of them: "float32", or half of it in "bfloat16" or "float16".
         temperature: t; version 1 takes 0.07.
         momentum: m.
         shuffle_bn: encode keys in a shuffled order.
@@ -56,6 +57,7 @@ class MoCo(Method):
         hidden: int | None = 2048,
         dim: int = 128,
         queue: int = 65536,
+        queue_dtype: Kept = "float32",
         temperature: float = 0.2,
         momentum: float = 0.999,
         shuffle_bn: bool = True,
@@ -69,7 +71,7 @@ class MoCo(Method):
         widths = [] if hidden is None else [hidden]
         self.head = mlp(self.feature_dim, *widths, dim, norm="none")
         self.key_encoder = ema.copy_of(self.backbone, self.head)
-        self.queue = Queue(queue, dim)
+        self.queue = Queue(queue, dim, dtype=queue_dtype)
 
     def prepare(self, count: int, classes: int) -> None:
         self.queue.fill(Draws(self.seed, "queue"))

@@ -24,6 +24,7 @@ Traps: `index` must be the image's place in the training set; Z and V belong in 
 exp(1 / t) overflows half precision; every process must see the updates of all.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from unlabeled.parts.memory import MemoryBank
 from unlabeled.parts.mlp import mlp
 from unlabeled.parts.nce import MemoryNCE, unit_rows
 from unlabeled.parts.precision import full_precision
+from unlabeled.parts.sharded_bank import ShardedBank
 
 
 @full_precision
@@ -59,6 +61,7 @@ class NPID(Method):
         negatives: K; 0 for nce=softmax over all images.
         temperature: t.
         momentum: of the memory bank.
+        bank: makes it: see `memory_bank`.
         nce: "binary" or "softmax".
         reappear: an image's own memory may be among its negatives, as in the official code.
         per_image: each image draws its own negatives, as in the official code; costs memory, see
@@ -79,6 +82,7 @@ class NPID(Method):
         negatives: int = 4096,
         temperature: float = 0.07,
         momentum: float = 0.5,
+        bank: Callable[[int, int, float], MemoryBank | ShardedBank] = MemoryBank,
         nce: Literal["binary", "softmax"] = "binary",
         reappear: bool = True,
         per_image: bool = False,
@@ -92,7 +96,8 @@ class NPID(Method):
             raise ValueError(f"proximal must not be negative, got {proximal}")
         if init not in ("unit", "uniform"):
             raise ValueError(f"init must be unit or uniform, got {init!r}")
-        self.dim, self.momentum, self.proximal, self.init = dim, momentum, proximal, init
+        self.dim, self.momentum, self.bank = dim, momentum, bank
+        self.proximal, self.init = proximal, init
         widths = [] if hidden is None else [hidden]
         self.f = mlp(self.feature_dim, *widths, dim, norm=norm, last_norm=norm != "none")
         self.nce = MemoryNCE(
@@ -104,7 +109,7 @@ class NPID(Method):
         )
 
     def prepare(self, count: int, classes: int) -> None:
-        self.memory = MemoryBank(count, self.dim, self.momentum)
+        self.memory = self.bank(count, self.dim, self.momentum)
         self.memory.fill(Draws(self.seed, "memory"), unit=self.init == "unit")
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

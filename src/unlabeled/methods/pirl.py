@@ -22,6 +22,7 @@ image; the bank never sees vt; exp(1 / t) overflows half precision; h of the pap
 differ, and so do their numbers.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from unlabeled.optim import Optim
 from unlabeled.parts.memory import MemoryBank
 from unlabeled.parts.mlp import mlp
 from unlabeled.parts.nce import MemoryNCE, unit_rows
+from unlabeled.parts.sharded_bank import ShardedBank
 
 TRANSFORMED, ORIGINAL = 0, 1
 
@@ -55,6 +57,7 @@ class PIRL(Method):
         temperature: t.
         lambd: weight of the transformed branch.
         momentum: of the memory bank.
+        bank: makes it: see `memory_bank`.
         nce: "paper", "softmax" or "binary".
         reappear: an image's own memory may be among its negatives, as in the official code.
         shared_negatives: both branches have the same negatives; VISSL draws them anew.
@@ -74,6 +77,7 @@ class PIRL(Method):
         temperature: float = 0.07,
         lambd: float = 0.5,
         momentum: float = 0.5,
+        bank: Callable[[int, int, float], MemoryBank | ShardedBank] = MemoryBank,
         nce: Literal["paper", "softmax", "binary"] = "paper",
         reappear: bool = False,
         shared_negatives: bool = False,
@@ -83,7 +87,7 @@ class PIRL(Method):
             raise ValueError(f"lambd must lie in [0, 1], got {lambd}")
         if tiles < 0:
             raise ValueError(f"tiles must be 0 (a whole image) or their number, got {tiles}")
-        self.dim, self.tiles, self.momentum = dim, tiles, momentum
+        self.dim, self.tiles, self.momentum, self.bank = dim, tiles, momentum, bank
         self.lambd, self.shared_negatives = lambd, shared_negatives
         widths = [self.feature_dim, *([] if hidden is None else [hidden]), dim]
         last = norm != "none"
@@ -99,7 +103,7 @@ class PIRL(Method):
         )
 
     def prepare(self, count: int, classes: int) -> None:
-        self.memory = MemoryBank(count, self.dim, self.momentum)
+        self.memory = self.bank(count, self.dim, self.momentum)
         self.memory.fill(Draws(self.seed, "memory"))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from unlabeled.draws import Draws, to
 from unlabeled.parts.losses import binary_nce
 from unlabeled.parts.memory import MemoryBank
 from unlabeled.parts.precision import full_precision
+from unlabeled.parts.sharded_bank import ShardedBank
 
 FORMS = ("paper", "softmax", "binary")
 
@@ -105,7 +106,12 @@ class MemoryNCE(nn.Module):
             self.register_buffer("log_z", torch.full((branches,), torch.nan))
 
     def forward(
-        self, x: Tensor, memory: MemoryBank, index: Tensor, draws: Draws, branch: int = 0
+        self,
+        x: Tensor,
+        memory: MemoryBank | ShardedBank,
+        index: Tensor,
+        draws: Draws,
+        branch: int = 0,
     ) -> Tensor:
         """The loss of the embeddings x (B, D) of the images `index` (B,).
 
@@ -117,12 +123,13 @@ class MemoryNCE(nn.Module):
                 for each image.
             branch: which Z.
         """
-        count = len(memory.bank)
+        count = memory.size
         if not self.negatives:
-            return exact_softmax(x, memory.bank.clone(), index, self.temperature)
+            return exact_softmax(x, memory.everything(), index, self.temperature)
         rows = to(draws.integers(count, self.negatives), x.device)  # B K
         rows = rows if self.per_image else rows[0]
-        scores = cosines(x, memory[index], memory[rows])
+        others = memory[rows] if self.per_image else memory.shared(rows)
+        scores = cosines(x, memory[index], others)
         if not self.reappear:
             own = F.pad(rows == index[:, None], (1, 0))
             scores = scores.masked_fill(own, -torch.inf)
