@@ -1,6 +1,7 @@
 """The only file that talks to other processes. Alone, every function is the identity."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -97,6 +98,51 @@ def barrier() -> None:
     """Waits until every process is here."""
     if world_size() > 1:
         dist.barrier()
+
+
+def shard(
+    module: nn.Module, units: Sequence[nn.Module], mesh: Any, forwards: Sequence[str]
+) -> None:
+    """Splits parameters over the processes of a mesh, in place (FSDP2).
+
+    Inside the methods named, parameters are whole where they are used: those of a unit from its
+    forward to its end, and again for its backward, all others throughout. Outside they are
+    shards, and elementwise arithmetic on them is local. Every process must make the same calls.
+
+    Args:
+        module: what holds all parameters.
+        units: submodules that are gathered one at a time; they make memory small.
+        mesh: torch's device mesh, of one dimension.
+        forwards: names of the module's methods that compute with parameters.
+    """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # costs a second
+
+    for p in module.parameters():  # channels_last is not supported
+        p.data = p.data.contiguous()
+    for part in (*units, module):
+        fully_shard(part, mesh=mesh)
+    for name in forwards:
+        register_fsdp_forward_method(module, name)
+
+
+def whole(x: Tensor) -> Tensor:
+    """A sharded tensor from all processes, each of which calls; any other tensor as it is."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x  # type: ignore[operator]
+
+
+def shard_of(x: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor, which all processes hold, the shard that `like` has of its own."""
+    if not hasattr(like, "device_mesh"):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return distribute_tensor(x.to(like.device), mesh, placements, src_data_rank=None)
+
+
+def local(x: Tensor) -> Tensor:
+    """This process's part of a parameter, in the same memory; any other tensor as it is."""
+    return x.to_local() if hasattr(x, "to_local") else x  # type: ignore[operator]
 
 
 class _Gather(torch.autograd.Function):

@@ -44,6 +44,7 @@ class Method(pl.LightningModule):
         self.started = False  # whether set-up is over
         self._total_steps = 1
         self._prepared = False
+        self.sharded = False  # whether weights lie in shards over the processes
         self._noted: dict[str, Tensor] | None = None  # while `measure` listens
 
     # What a paper fills in.
@@ -171,8 +172,22 @@ class Method(pl.LightningModule):
             name for name, _ in self.named_buffers() if name.rpartition(".")[0] in alike
         ]
 
+    def configure_model(self) -> None:
+        if self.device_mesh is None or self.sharded:
+            return  # only trainer=fsdp makes a mesh
+        if type(self).begin_epoch is not Method.begin_epoch or not self.automatic_optimization:
+            raise ValueError(
+                f"trainer=fsdp trains methods that pass images in training steps alone, which "
+                f"{type(self).__name__} does not: use trainer=ddp"
+            )
+        units = getattr(self.backbone, "units", [self.backbone])
+        mesh = self.device_mesh["data_parallel"]
+        dist.shard(self, units, mesh, ("training_step", "measure"))
+        self.sharded = True
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved, here = checkpoint["state_dict"], self.state_dict()
+        saved, here = checkpoint["state_dict"], dict(self.named_parameters())
+        here |= dict(self.named_buffers())
         wrong = [
             f"{key}: {tuple(saved[key].shape)} in the checkpoint, {tuple(here[key].shape)} here"
             for key in sorted(saved.keys() & here.keys())

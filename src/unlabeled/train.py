@@ -16,7 +16,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled import slurm
+from unlabeled import checkpoints, slurm
 from unlabeled.cli import building, hydra_files, launch
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
                 method, backbone = None, instantiate(cfg.backbone)
                 random = _random_twin(cfg, backbone)
         epochs = None if method is None else _fit(cfg, folder, trainer, method, data)
+        if method is not None and method.sharded:
+            backbone = _random_twin(cfg, backbone)  # of whole weights, which evaluations read
+            folder.load(backbone, folder.path / "checkpoints" / checkpoints.NEWEST)
         scores = _evaluate(
             cfg, folder, todo, backbone, random, data, trainer, store, supervised, epochs
         )
@@ -138,7 +141,7 @@ def _trainer(cfg: DictConfig, folder: "Folder") -> "pl.Trainer":
 
 
 def _random_twin(cfg: DictConfig, backbone: "nn.Module") -> "nn.Module":
-    """The architecture of a backbone that was loaded, at random initialisation."""
+    """The architecture of a backbone at random initialisation."""
     from unlabeled.backbones.load import fresh
     from unlabeled.folder import plain
 

@@ -108,6 +108,11 @@ class RegNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    @property
+    def units(self) -> list[nn.Module]:
+        """What is gathered at a time where weights are sharded: the blocks."""
+        return [block for stage in self.trunk_output for block in stage]  # type: ignore[union-attr]
+
     def forward(self, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(self.stages(x)["res5"], 1).flatten(1)
 

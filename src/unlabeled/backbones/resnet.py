@@ -105,6 +105,12 @@ class ResNet(nn.Module):
             self.dim = wide * 8
         self._initialise(zero_init_residual)
 
+    @property
+    def units(self) -> list[nn.Module]:
+        """What is gathered at a time where weights are sharded: the blocks."""
+        stages = [part for name, part in self.named_children() if name.startswith("layer")]
+        return [block for stage in stages for block in stage.children()]
+
     def forward(self, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(self.stages(x)[self.last], 1).flatten(1)
 

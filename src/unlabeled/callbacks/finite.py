@@ -112,15 +112,15 @@ class Finite(Periodic):
     def _keep(self, trainer: pl.Trainer, pl_module: Any) -> None:
         here = list(_state(trainer, pl_module))
         if [id(x) for x in here] != [id(x) for x, _ in self._kept]:  # an optimizer began
-            self._kept = [(x, torch.empty_like(x)) for x in here]
+            self._kept = [(x, torch.empty_like(dist.local(x))) for x in here]
         for now, before in self._kept:
-            before.copy_(now)
+            before.copy_(dist.local(now))
 
     def _take_back(self, trainer: pl.Trainer, pl_module: Any, bad: Tensor) -> None:
         kept = {id(now): before for now, before in self._kept}
-        for now in _state(trainer, pl_module):
+        for state in _state(trainer, pl_module):
             # The optimizer's of a first update were zero before it, so to say.
-            before = kept.get(id(now))
+            before, now = kept.get(id(state)), dist.local(state)
             now.copy_(torch.where(bad, torch.zeros_like(now) if before is None else before, now))
 
     def _look(self, trainer: pl.Trainer) -> None:
@@ -146,7 +146,7 @@ class Finite(Periodic):
 
 
 def _weights(module: torch.nn.Module) -> list[Tensor]:
-    return [p.detach() for p in module.parameters()]
+    return [dist.local(p.detach()) for p in module.parameters()]
 
 
 def _state(trainer: pl.Trainer, module: Any) -> Iterator[Tensor]:

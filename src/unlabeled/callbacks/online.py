@@ -15,6 +15,7 @@ from unlabeled.evaluate.accuracy import label_rank
 from unlabeled.evaluate.frozen import frozen
 from unlabeled.evaluate.knn import search, vote
 from unlabeled.evaluate.store import images
+from unlabeled.fsdp import FullyShard
 
 BATCH = 256  # images per forward of the kNN probe
 
@@ -51,6 +52,11 @@ class OnlineKNN(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         _need_labels(trainer, pl_module, self)
+        if isinstance(trainer.strategy, FullyShard):  # the first process would wait for others
+            raise ValueError(
+                "callbacks=online_knn needs whole weights, and trainer=fsdp has none during "
+                "training: leave it out, or use trainer=ddp"
+            )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0 and dist.rank() == 0:
