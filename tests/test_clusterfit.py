@@ -9,7 +9,8 @@ from torch import nn
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.dist import mine
 from unlabeled.methods.clusterfit import ClusterFit
-from unlabeled.parts.clustering import kmeans, principal
+from unlabeled.parts.clustering import kmeans
+from unlabeled.parts.features import principal
 from unlabeled.parts.frozen import Frozen
 from unlabeled.parts.labels import LabelNoise
 from unlabeled.train import run
@@ -133,7 +134,7 @@ def test_a_resumed_run_does_not_cluster_again(tiny, tmp_path, monkeypatch):
 
     method = fitted(tiny)
     method.trainer.save_checkpoint(tmp_path / "x.ckpt")
-    monkeypatch.setattr(clusterfit, "kmeans", None)
+    monkeypatch.setattr(clusterfit, "partition", None)
     again, data, trainer = tiny("clusterfit")
     trainer.fit(again, data, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
     assert torch.equal(again.labels, method.labels)

@@ -14,7 +14,7 @@ are. N_cf may have another architecture and never starts from N_pre's weights.
 Clusters differ in size, and images are drawn uniformly over images, as in the paper.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,9 @@ from unlabeled.batch import Batch
 from unlabeled.draws import seed_of
 from unlabeled.method import Method
 from unlabeled.optim import Optim
-from unlabeled.parts.clustering import evaluating, extract, kmeans, principal
+from unlabeled.parts.features import evaluating, extract, principal
 from unlabeled.parts.frozen import Frozen
+from unlabeled.parts.lloyd import is_shared, partition
 
 
 class ClusterFit(Method):
@@ -40,6 +41,8 @@ class ClusterFit(Method):
         iterations: of k-means.
         pca: principal components that are clustered; null (the paper): all features as they are.
         normalize: features of unit length before k-means (an option of VISSL's tool).
+        kmeans: "faiss" needs all features in every process and trains on 256 images per cluster;
+            "shared" passes over all images, and each process keeps the features of its share.
     """
 
     alike = True  # labels are equal in every process: DDP need not send them around
@@ -56,13 +59,14 @@ class ClusterFit(Method):
         iterations: int = 50,
         pca: int | None = None,
         normalize: bool = False,
+        kmeans: Literal["faiss", "shared"] = "faiss",
     ) -> None:
         super().__init__(backbone, augment, optim)
         least = {"clusters": (clusters, 2), "iterations": (iterations, 1), "pca": (pca, 1)}
         for name, (value, low) in least.items():
             if value is not None and value < low:
                 raise ValueError(f"{name} must be at least {low}, got {value}")
-        self.source = Frozen(source)
+        self.source, self.whole = Frozen(source), not is_shared(kmeans)
         self.iterations, self.pca, self.normalize = iterations, pca, normalize
         self.head = nn.Linear(self.feature_dim, clusters)
 
@@ -80,11 +84,14 @@ class ClusterFit(Method):
         source = self.source.on(self.device)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         with evaluating(source):
-            features = extract(source, int(source.dim), data, self.device)  # type: ignore[arg-type]
-        features = features if self.pca is None else principal(features, self.pca)
+            width: int = source.dim  # type: ignore[assignment]
+            features = extract(source, width, data, self.device, whole=self.whole)
+        if self.pca is not None:
+            features = principal(features, self.pca, shared=not self.whole)
         features = F.normalize(features, dim=1) if self.normalize else features
         seed, k = seed_of(self.seed, "clusters"), self.head.out_features
-        self.labels.copy_(kmeans(features, k, iterations=self.iterations, seed=seed).labels)
+        labels = partition(features, k, self.iterations, seed, whole=self.whole, device=self.device)
+        self.labels.copy_(labels)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         (x,) = batch["views"]

@@ -21,6 +21,7 @@ one giant cluster (`train/largest`), labels by place in the sampler.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,10 @@ from unlabeled.batch import Batch
 from unlabeled.draws import Draws, seed_of
 from unlabeled.method import Method
 from unlabeled.optim import Optim
-from unlabeled.parts.clustering import evaluating, extract, kmeans, principal, uniform_order
+from unlabeled.parts.clustering import uniform_order
+from unlabeled.parts.features import evaluating, extract, principal
 from unlabeled.parts.labels import PseudoLabels
+from unlabeled.parts.lloyd import is_shared, partition
 from unlabeled.parts.mlp import Hidden
 
 
@@ -50,6 +53,7 @@ class DeepCluster(Method):
         sampling: "clusters" draws images uniformly over pseudo-labels, "images" over images.
         every_n_epochs: epochs between two clusterings.
         head_momentum: whether the optimizer's momentum holds for W too.
+        kmeans: "faiss", or "shared": see `partition`.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class DeepCluster(Method):
         sampling: str = "clusters",
         every_n_epochs: int = 1,
         head_momentum: bool = True,
+        kmeans: Literal["faiss", "shared"] = "faiss",
     ) -> None:
         super().__init__(backbone, augment, optim)
         least = {"clusters": (clusters, 2), "pca": (pca, 1), "iterations": (iterations, 1)}
@@ -74,35 +79,32 @@ class DeepCluster(Method):
                 raise ValueError(f"{name} must be at least {low}, got {value}")
         if sampling not in ("clusters", "images"):
             raise ValueError(f"sampling must be clusters or images, got {sampling!r}")
-        self.pca, self.iterations, self.sampling = pca, iterations, sampling
+        self.pca, self.iterations, self.uniform = pca, iterations, sampling == "clusters"
         self.every, self.head_momentum = every_n_epochs, head_momentum
+        self.whole = not is_shared(kmeans)
         self.hidden = Hidden(self.feature_dim, *hidden, dropout=dropout)
         self.head = nn.Linear(self.hidden.dim, clusters)
 
     def prepare(self, count: int, classes: int) -> None:
-        if self.head.out_features > count:
-            raise ValueError(
-                f"method.clusters={self.head.out_features} needs at least as many images, "
-                f"the training set has {count}"
-            )
+        if (k := self.head.out_features) > count:
+            raise ValueError(f"method.clusters={k} needs at least as many images, got {count}")
         self.labels = PseudoLabels(count)
 
     def begin_epoch(self, epoch: int) -> Tensor | None:
         if int(self.labels.epoch) < epoch // self.every * self.every:
             self._cluster(epoch)
         y = self.labels.of.cpu()
-        uniform = self.sampling == "clusters"
-        return uniform_order(y, len(y), self.seed, "order", epoch) if uniform else None
+        return uniform_order(y, len(y), self.seed, "order", epoch) if self.uniform else None
 
     @torch.no_grad()
     def _cluster(self, epoch: int) -> None:
-        g = nn.Sequential(self.backbone, self.hidden)
-        with evaluating(g):
-            f = extract(g, self.hidden.dim, self.trainer.datamodule, self.device)  # type: ignore[attr-defined]
+        with evaluating(g := nn.Sequential(self.backbone, self.hidden)):
+            f = extract(g, self.hidden.dim, self.trainer.datamodule, self.device, whole=self.whole)  # type: ignore[attr-defined]
         if self.pca is not None:
-            f = F.normalize(principal(f, self.pca, whiten=True), dim=1)
+            f = F.normalize(principal(f, self.pca, whiten=True, shared=not self.whole), dim=1)
         seed, k = seed_of(self.seed, "clusters", epoch), self.head.out_features
-        self.labels.update(kmeans(f, k, iterations=self.iterations, seed=seed).labels, epoch)
+        labels = partition(f, k, self.iterations, seed, whole=self.whole, device=self.device)
+        self.labels.update(labels, epoch)
         noise = torch.randn(self.head.weight.shape, generator=Draws(seed, "head").generator)
         self.head.weight.copy_(0.01 * noise)
         nn.init.zeros_(self.head.bias)

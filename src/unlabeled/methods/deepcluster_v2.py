@@ -5,8 +5,7 @@ Caron, Misra, Mairal, Goyal, Bojanowski and Joulin, NeurIPS 2020. https://arxiv.
     z = norm(g(f(view)));  m_i1, m_i2 <- z of image i's two large crops, whenever it is met
 Before an epoch, for each head h, over the images met in the epoch before:
     C_h, y_h = spherical k-means of m_1 or m_2 (heads take turns), 10 iterations
-During the epoch, C_h and y_h stay as they are:
-    L = mean over heads h, crops v and images i of CE(C_h z_iv / t, y_hi)
+During the epoch: L = mean over heads h, crops v and images i of CE(C_h z_iv / t, y_hi)
 
 The centroids are the prototypes: no layer is drawn anew. Images that were not met are left out
 (-100). From memory of the official code: one pass before the first epoch fills the memory (with
@@ -24,7 +23,8 @@ from unlabeled.dist import gather, reduce_sum
 from unlabeled.draws import seed_of
 from unlabeled.method import Method
 from unlabeled.optim import Optim
-from unlabeled.parts.clustering import evaluating, extract, kmeans
+from unlabeled.parts.clustering import kmeans
+from unlabeled.parts.features import evaluating, extract
 from unlabeled.parts.mlp import mlp
 from unlabeled.parts.precision import full_precision
 from unlabeled.parts.views import embed

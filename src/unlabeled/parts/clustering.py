@@ -1,32 +1,15 @@
-"""Features of a whole training set, and k-means over them by faiss."""
+"""k-means by faiss, and what to do with clusters."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from unlabeled.batch import Batch, normalize
-from unlabeled.dist import broadcast, rank, reduce_sum, world_size
+from unlabeled.dist import broadcast, rank
 from unlabeled.draws import Draws
-
-CHUNK = 1 << 16  # rows that are worked on at once
-
-
-class ScannedData(Protocol):
-    """What a data module must offer to be clustered."""
-
-    def size(self, split: str) -> int:
-        """Number of images."""
-        ...
-
-    def scan(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """Batches of deterministic crops, in order."""
-        ...
 
 
 class Clusters(NamedTuple):
@@ -36,65 +19,6 @@ class Clusters(NamedTuple):
     centroids: Tensor  # (k, d)
 
 
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Modules in evaluation mode, without gradients; afterwards in the modes they had."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        with torch.no_grad():
-            for module in modules:
-                module.eval()
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-def extract(
-    network: Callable[[Tensor], Tensor], dim: int, data: ScannedData, device: torch.device
-) -> Tensor:
-    """Features (n, dim) of the whole training set on the CPU, in its order, on every process.
-
-    Crops are deterministic; call it within `evaluating`. Each process passes its share of the
-    images.
-    """
-    n = data.size("train")
-    share = -(-n // world_size())
-    start, stop = min(n, rank() * share), min(n, (rank() + 1) * share)
-    everyone = torch.zeros(n, dim)  # for ImageNet too much for a device
-    at = start
-    for batch in data.scan("train", start=start, stop=stop) if start < stop else ():
-        x = normalize(batch["crops"][0].to(device)).contiguous(memory_format=torch.channels_last)
-        rows = network(x).float().cpu()
-        everyone[at : at + len(rows)] = rows
-        at += len(rows)
-    for some in everyone.split(CHUNK) if world_size() > 1 else ():
-        some.copy_(reduce_sum(some.to(device)))
-    return everyone
-
-
-def principal(features: Tensor, dim: int, *, whiten: bool = False) -> Tensor:
-    """The first principal components of features (n, d): (n, at most dim).
-
-    Args:
-        features: (n, d), centred here.
-        dim: how many.
-        whiten: each to variance 1. Components without variance (fewer images than `dim`, dead
-            units) are left out: whitened, they would be rounding errors.
-    """
-    parts, n = features.split(CHUNK), len(features)
-    mean = torch.stack([x.double().sum(0) for x in parts]).sum(0) / n
-    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-    for x in parts:
-        covariance += (x.double() - mean).T @ (x.double() - mean) / n
-    variance, axes = torch.linalg.eigh(covariance)  # in ascending order
-    variance, axes = variance.flip(0)[:dim], axes.flip(1)[:, :dim]
-    if whiten:
-        kept = int((variance > 1e-9 * variance[0].clamp(min=1e-30)).sum())
-        axes = axes[:, :kept] / variance[:kept].sqrt()
-    return torch.cat([((x.double() - mean) @ axes).to(x.dtype) for x in parts])
-
-
 def kmeans(
     features: Tensor,
     clusters: int,
@@ -102,8 +26,9 @@ def kmeans(
     iterations: int = 50,
     seed: int = 0,
     spherical: bool = False,
+    gpus: bool | None = None,
 ) -> Clusters:
-    """k-means of every row, Euclidean, on the CPU of the first process; equal on all.
+    """k-means of every row, Euclidean, in the first process; equal on all.
 
     faiss trains on a sample of at most 256 points per cluster and re-seeds clusters that become
     empty; then every row goes to its nearest centroid, and clusters that this left empty are
@@ -116,6 +41,8 @@ def kmeans(
         seed: of the initial centroids, of the sample and of what fills empty clusters.
         spherical: rows and centroids are of unit length, and the nearest is that of the largest
             product.
+        gpus: distances are computed on all GPUs of this machine, where there are any, and round
+            otherwise than on a CPU; none: if features lie on one.
 
     Raises:
         ValueError: more clusters than rows, or values that are not finite.
@@ -125,7 +52,12 @@ def kmeans(
     centroids = torch.zeros(clusters, features.shape[1])
     if rank() == 0:
         labels, centroids = kmeans_alone(
-            features, clusters, iterations=iterations, seed=seed, spherical=spherical
+            features,
+            clusters,
+            iterations=iterations,
+            seed=seed,
+            spherical=spherical,
+            gpus=gpus,
         )
     return Clusters(*(broadcast(x.to(features.device)).cpu() for x in (labels, centroids)))
 
@@ -137,11 +69,13 @@ def kmeans_alone(
     iterations: int = 50,
     seed: int = 0,
     spherical: bool = False,
+    gpus: bool | None = None,
 ) -> Clusters:
     """As `kmeans`, in this process, which tells no other."""
     _check(features, clusters)
+    gpus = features.is_cuda if gpus is None else gpus
     x = features.detach().float().cpu()
-    labels, centroids = _faiss(x.contiguous(), clusters, iterations, seed, spherical)
+    labels, centroids = _faiss(x.contiguous(), clusters, iterations, seed, spherical, gpus)
     return Clusters(*fill_empty(x, labels, centroids, seed=seed, spherical=spherical))
 
 
@@ -153,7 +87,7 @@ def _check(features: Tensor, clusters: int) -> None:
 
 
 def _faiss(
-    x: Tensor, clusters: int, iterations: int, seed: int, spherical: bool
+    x: Tensor, clusters: int, iterations: int, seed: int, spherical: bool, gpus: bool
 ) -> tuple[Tensor, Tensor]:
     import faiss  # heavy, and only these methods need it
 
@@ -164,6 +98,7 @@ def _faiss(
         seed=seed % 2**31,
         spherical=spherical,
         min_points_per_centroid=1,
+        gpu=gpus and getattr(faiss, "get_num_gpus", lambda: 0)() > 0,  # faiss-cpu has no such
     )
     model.train(x.numpy())
     _, assigned = model.index.search(x.numpy(), 1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unlabeled.parts.clustering import evaluating
+from unlabeled.parts.features import evaluating
 
 
 class MapHead(nn.Module):
