@@ -17,7 +17,7 @@ from PIL import Image
 from unlabeled.data import files, rgb, sampler
 from unlabeled.data.decode import Center, Crops
 from unlabeled.data.images import Images
-from unlabeled.data.layouts import CIFAR10, Embedded, FashionMNIST, Folder, ImageNet
+from unlabeled.data.layouts import CIFAR10, Embedded, FashionMNIST, Folder, HeldOut, ImageNet
 from unlabeled.data.splits import Array, divide
 from unlabeled.draws import Draws
 
@@ -223,6 +223,21 @@ def test_a_seeded_split_takes_a_share_of_every_class(tmp_path):
     assert names(one["test"]) == names(two["test"])  # another run must not train on it
     other = Folder(test_share=0.2, split_seed=1)(tmp_path, 0)
     assert names(one["test"]) != names(other["test"])
+
+
+def test_training_images_stand_for_test_images(tmp_path):
+    classes_of(tmp_path, ["train/a", "train/b"], per_class=10)
+    classes_of(tmp_path, ["test/a", "test/b"], per_class=3)
+    whole = Folder()(tmp_path, 0)
+    one, two = (HeldOut(layout=Folder())(tmp_path, seed) for seed in (0, 1))
+    assert one["test"].labels.tolist() == [0, 0, 1, 1]
+    assert sorted(names(one["train"]) + names(one["test"])) == sorted(names(whole["train"]))
+    assert names(one["test"]) == names(two["test"])  # another run must not train on it
+    other = HeldOut(layout=Folder(), split_seed=1)(tmp_path, 0)
+    assert names(one["test"]) != names(other["test"])
+    for share in (0, 1):
+        with pytest.raises(ValueError, match=rf"data\.layout\.share must be in .* got {share}"):
+            HeldOut(layout=Folder(), share=share)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +526,7 @@ def test_settings_build(path, decode, monkeypatch):
         assert OmegaConf.is_missing(config.data, "root")
         config.data.root = "somewhere"
     else:
-        shared = {"yfcc1m": "yfcc100m"} | dict.fromkeys(
+        shared = {"yfcc1m": "yfcc100m", "cifar10_held_out": "cifar10"} | dict.fromkeys(
             ("voc07", "voc0712", "voc12_segmentation"), "VOCdevkit"
         )
         assert config.data.root == f"data/{shared.get(path.stem, path.stem)}"

@@ -74,6 +74,28 @@ class List:
         return {side: _listed(root, root / name) for side, name in self.files.items()}
 
 
+class HeldOut:
+    """Training images of a layout alone, some of which stand for its test images.
+
+    Settings are chosen on these, so that test images stay unseen until all is chosen.
+
+    Args:
+        layout: reads the root; its test images are left out.
+        share: of the training images, of every class, that stand for test images.
+        split_seed: fixes which. It is no function of the run's seed: see `Folder`.
+    """
+
+    def __init__(self, *, layout: Layout, share: float = 0.2, split_seed: int = 0) -> None:
+        if not 0 < share < 1:
+            raise ValueError(f"data.layout.share must be in (0, 1), got {share}")
+        self.layout, self.share, self.split_seed = layout, share, split_seed
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        train = self.layout(root, seed)["train"]
+        rest, held_out = divide(train.labels, len(train), self.share, self.split_seed, "held out")
+        return {"train": train.take(rest), "test": train.take(held_out)}
+
+
 class ImageNet:
     """torchvision's layout: train/<wnid>/ and val/<wnid>/."""
 
