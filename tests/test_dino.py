@@ -413,7 +413,7 @@ def test_other_sizes_are_refused_unless_asked_for():
     fixed = timm("vit_tiny_patch16_224", image_size=32, patch_size=4)
     with pytest.raises(AssertionError, match="height"):
         fixed(torch.zeros(1, 3, 20, 20))
-    for setting in ({"patch_size": 4}, {"dynamic": True}):
+    for setting in ({"patch_size": 4}, {"dynamic": True}, {"depth": 2}, {"pool": "avg"}):
         with pytest.raises(ValueError, match=f"leave out {next(iter(setting))}"):
             timm("resnet18", **setting)
 
@@ -425,6 +425,28 @@ def test_stages_of_a_vision_transformer_are_its_blocks():
     assert list(stages) == [*(f"stage{i}" for i in range(1, 13)), "head"]
     assert all(stages[f"stage{i}"].shape == (2, 192, 5, 5) for i in range(1, 13))
     torch.testing.assert_close(stages["head"].flatten(1), vit(x))
+
+
+def test_a_vision_transformer_may_be_narrow_and_give_the_mean_of_its_patches():
+    size = dict(dim=24, depth=2, heads=3)
+    vit = timm("vit_tiny_patch16_224", image_size=32, patch_size=4, **size, pool="avg").eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert (vit.dim, len(vit.model.blocks), vit.model.blocks[0].attn.num_heads) == (24, 2, 3)
+    tokens = vit.model.forward_features(
+        vit.to_own(x)
+    )  # behind the last norm, as MAE's decoder reads them
+    torch.testing.assert_close(tokens.mean(2), torch.zeros(2, 65))
+    torch.testing.assert_close(vit(x), tokens[:, 1:].mean(1))
+    again = load.fresh(vit.config)
+    again.load_state_dict(vit.state_dict())
+    torch.testing.assert_close(again.eval()(x), vit(x))
+    for wrong, said in (
+        ({"dim": 25}, "divisible"),
+        ({"depth": 0}, "depth must be"),
+        ({"pool": "max"}, "pool"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            timm("vit_tiny_patch16_224", **{**size, **wrong})  # type: ignore[arg-type]
 
 
 def test_a_vision_transformer_comes_back_from_its_configuration():

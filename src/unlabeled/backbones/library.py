@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torchvision import models as zoo
@@ -17,6 +17,7 @@ from unlabeled.backbones.wrapped import (
     torchvision_stages,
 )
 
+Pool = Literal["token", "avg"]
 HEADS = ("fc", "classifier", "heads", "head")  # where torchvision's models keep the classifier
 
 
@@ -60,6 +61,10 @@ def timm(
     image_size: int | None = None,
     patch_size: int | None = None,
     dynamic: bool = False,
+    dim: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+    pool: Pool | None = None,
     logits: bool = False,
 ) -> Library:
     """A model of timm without its classifier.
@@ -73,25 +78,38 @@ def timm(
         patch_size: side of a vision transformer's patches in pixels; none: the model's own.
         dynamic: a vision transformer that takes images of any multiple of its patch size, with
             its positional embeddings interpolated to them (multi-crop).
+        dim: width of a vision transformer's tokens; none: the model's own, as for those below.
+        depth: its blocks.
+        heads: of its attention.
+        pool: its features, "token" (the class token) or "avg" (the mean of the patches' tokens).
         logits: keep the classifier: the features are logits of the classes it was trained for.
     """
     import timm as library  # slow, and only models of timm need it
 
+    for key, value in (("dim", dim), ("depth", depth), ("heads", heads)):
+        if value is not None and value < 1:
+            raise ValueError(f"backbone.{key} must be at least 1, got {value}")
+    if pool not in (None, "token", "avg"):
+        raise ValueError(f"backbone.pool must be token, avg or null, got {pool!r}")
     if not library.is_model(name):
         raise ValueError(_unknown("timm model", name, library.list_models()))
     given: dict[str, Any] = {} if logits else {"num_classes": 0}
     sized = {"image_size": image_size, "patch_size": patch_size, "dynamic": dynamic or None}
+    sized |= {"dim": dim, "depth": depth, "heads": heads, "pool": pool}
     sized = {key: value for key, value in sized.items() if value is not None}
     given |= timm_settings(sized)
     try:
         model: Any = library.create_model(name, pretrained=pretrained, **given)
     except TypeError as error:
-        odd = [key for key in sized if next(iter(timm_settings({key: 0}))) in str(error)]
+        names = {key: timm_settings({key: sized[key]}) for key in sized}
+        odd = [key for key in sized if any(f"'{name}'" in str(error) for name in names[key])]
         if not odd:
             raise
         raise ValueError(
-            f"{name} is no vision transformer, and takes images of any size: leave out {odd[0]}"
+            f"{name} is no vision transformer, whose size can be chosen: leave out {odd[0]}"
         ) from error
+    except AssertionError as error:  # a width that is no multiple of the heads
+        raise ValueError(f"timm model {name!r} with {sized}: {error}") from error
     except OSError as error:
         raise ValueError(_offline(f"{name} pretrained=true", error)) from error
     except RuntimeError as error:  # a tag or weights that timm does not have
@@ -112,9 +130,12 @@ def timm(
 
 
 def timm_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `timm.create_model` calls the settings that concern the size of images."""
+    """What `timm.create_model` calls the settings of a vision transformer."""
     names = {"image_size": "img_size", "patch_size": "patch_size", "dynamic": "dynamic_img_size"}
-    return {names[k]: v for k, v in config.items() if k in names and v is not None}
+    names |= {"dim": "embed_dim", "depth": "depth", "heads": "num_heads", "pool": "global_pool"}
+    given = {names[k]: v for k, v in config.items() if k in names and v is not None}
+    # timm would norm the mean of tokens instead of the tokens, which MAE's decoder reads
+    return given | ({"fc_norm": False} if given.get("global_pool") == "avg" else {})
 
 
 def strip(model: nn.Module) -> nn.Module:
