@@ -19,9 +19,12 @@ PRETEXT = {
     *("clusterfit", "colorization", "deepcluster", "demo", "denoising_autoencoder", "distillation"),
     "diverse_colorization",
     *("inpainting", "inpainting_adversarial", "jigsaw", "mae", "multitask", "relative_position"),
-    *("rotation", "supervised"),
+    *("rotation", "shuffle_and_learn", "supervised"),
 }
+RECORDINGS = {"shuffle_and_learn"}  # they learn from recordings, of experiment/scenes
 MANUAL = {"inpainting_adversarial"}  # they step by themselves, and Lightning clips nothing there
+
+SHORT = ["data.layout.size=16", "data.layout.train=64", "data.layout.test=16"]  # those recordings
 
 # What makes any method small enough for a test: its small-image settings where it has them.
 SMALL = [
@@ -66,9 +69,12 @@ OWN = {
 
 def small(method: str) -> list[str]:
     """Overrides of a tiny run of a method."""
+    own = OWN.get(method, [])
+    if method in RECORDINGS:
+        rest = [x for x in SMALL if not x.startswith(("data=", "data.limit"))]
+        return [f"experiment=scenes/{method}", *rest, *SHORT, *own]
     has = (CONF / f"experiment/cifar10/{method}.yaml").exists()
     chosen = [f"experiment=cifar10/{method}"] if has else [f"method={method}"]
-    own = OWN.get(method, [])
     other = any(line.startswith("backbone=") for line in own)
     return [*chosen, *(x for x in SMALL if not (other and x.startswith("backbone"))), *own]
 

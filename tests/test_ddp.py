@@ -47,7 +47,7 @@ OWN = {
 OWN_FILES = (  # one of each file in methods/
     *("barlow_twins", "byol", "clusterfit", "cpc", "deepcluster", "deepcluster_v2", "dino"),
     *("denoising_autoencoder", "distillation", "inpainting", "inpainting_adversarial"),
-    *("moco", "npid", "pirl", "simclr", "simsiam", "swav", "vicreg"),
+    *("moco", "npid", "pirl", "shuffle_and_learn", "simclr", "simsiam", "swav", "vicreg"),
 )
 ACROSS = ("clusterfit", "deepcluster_v2", "moco", "npid", "simclr")  # by what they exchange
 OTHERS = (

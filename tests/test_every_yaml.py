@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import CONF
+from conftest import CONF, RECORDINGS, SHORT
 from PIL import Image
 from test_nyuv2 import write_nyuv2
 from test_poses import write_flic, write_mpii
@@ -150,6 +150,7 @@ AUGMENT = {  # the method that takes it, where it is not one of two views
     "colorization": "colorization",
     **dict.fromkeys(["clusterfit", "mild_single", "none", "single", "supervised"], "supervised"),
     **{name: name for name in ("cpc", "cpc_v2", "dino", "jigsaw", "pirl", "rotation", "swav")},
+    "frame_order": "shuffle_and_learn",
     "jigsaw_small": "jigsaw",
     **dict.fromkeys(
         ["relative_position", "relative_position_cells", "relative_position_small"],
@@ -171,7 +172,7 @@ DECODE = {
 }
 DECODE |= {"mild": "supervised", "multicrop": "swav", "two": "simclr", "npid": "npid"}
 DECODE |= {"inpainting": "inpainting", "cpc": "cpc", "cpc_v2": "cpc_v2"}
-DECODE |= {"multitask": "multitask"}
+DECODE |= {"multitask": "multitask", "five_frames": "shuffle_and_learn"}
 DECODE |= {"mae": "supervised", "moco": "simclr", "seer": "seer", "multicrop_dino": "dino"}
 EVAL = {  # what an evaluation needs at that size
     "all": [
@@ -234,6 +235,11 @@ MORE_THAN_SHARES = {
 DATA = ["data.batch_size=4", "data.limit=8", "data.workers=0"]  # all else as the file says
 
 
+IMAGES_ONLY = ("data.root=", "data.tier=", "data.size=", "data.eval_decode.")
+PREFIXES = (("method", ""), ("experiment", "scenes/"))
+FIVE = ["decode.tau_max=3", "decode.tau_min=1"]
+RECORDED = {"shuffle_and_learn": FIVE}
+
 OTHER_BACKBONE = {
     "mae",
     "none",
@@ -249,6 +255,19 @@ def chosen(method: str) -> list[str]:
 
 def overrides(name: str) -> list[str]:
     """The smallest run with one file of the tree in it."""
+    lines = on_images(name)
+    own = {f"{group}={prefix}{m}": m for m in RECORDINGS for group, prefix in PREFIXES}
+    method = next((own[line] for line in lines if line in own), None)
+    if method is None:
+        return lines
+    rest = [x for x in lines if not x.startswith(("data=", *IMAGES_ONLY))]
+    chosen_too = any(x.startswith("experiment=") for x in lines)
+    data = [] if chosen_too else ["data=scenes_video"]
+    return [*rest, *data, *SHORT, *RECORDED.get(method, [])]
+
+
+def on_images(name: str) -> list[str]:
+    """That run where its data are images."""
     group, _, option = name.partition("/")
     if group == "experiment":
         method = option.rpartition("/")[2]

@@ -1,0 +1,78 @@
+"""Shuffle and Learn: Unsupervised Learning using Temporal Order Verification.
+
+Misra, Zitnick and Hebert, ECCV 2016. https://arxiv.org/abs/1603.08561
+
+    five frames a < b < c < d < e of a window in which much moves
+    in order: (b, c, d) and (d, c, b); not: (b, a, d), (d, a, b), (b, e, d), (d, e, b)
+    L = CE(h([f(x_1), f(x_2), f(x_3)]), in order or not)
+
+The window's frames are drawn by `data.motion_frames`: b and d at most tau_max = 60 frames apart, a
+and e at least tau_min = 15 outside of them; one tuple in four is in order. The paper's f is
+CaffeNet up to fc7, batch norm without scale and shift after conv3 to conv5, fc6 and fc7
+(`backbone=context_alexnet`, from the released prototxt); h is linear on the three concatenated.
+
+Invariants: reversing a tuple in time keeps its answer; a tuple is in order if and only if its
+middle index lies strictly between the outer two; who predicts the prior pays H(1/4) = 0.5623.
+Traps: still windows cannot be answered; frames that are cropped, mirrored or coloured apart give
+the answer away or hide it, so one draw holds for a tuple; batch norm sees correlated frames
+(`backbone.norm=group` avoids it); classes are unbalanced: `accuracy` of the prior is 0.75,
+`balanced` (mean over the answers) 0.5.
+"""
+
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled.batch import Batch, denormalize
+from unlabeled.method import Method
+from unlabeled.optim import Optim
+from unlabeled.parts.precision import full_precision
+
+
+class ShuffleAndLearn(Method):
+    """Tells tuples of frames in order from others.
+
+    Args:
+        backbone: f, of single frames.
+        augment: gives tuples (B, 3, 3, H, W) and their `target`.
+        optim: see `Method`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"crops", "index", "frames"})
+    pretext: ClassVar[bool] = True
+
+    def __init__(self, backbone: nn.Module, augment: nn.Module, optim: Optim) -> None:
+        super().__init__(backbone, augment, optim)
+        self.head = nn.Linear(3 * self.feature_dim, 2)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        logits, h = self._answer(batch)
+        target = cast(Tensor, batch["target"])
+        self.watch(features=h[:, 0])
+        right = (logits.argmax(1) == target).float()
+        self.note("accuracy", right.mean())
+        shares = [(right * (target == y)).sum() / (target == y).sum().clamp(min=1) for y in (0, 1)]
+        self.note("balanced", torch.stack(shares).mean())
+        return {"order": full_precision(F.cross_entropy)(logits, target)}
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """The three frames; a green edge where the answer is right, a red one where it is not."""
+        logits, _ = self._answer(batch)
+        (tuples,) = batch["views"]
+        shown = denormalize(tuples).clamp(0, 1)
+        right = logits.argmax(1).eq(cast(Tensor, batch["target"]))[:, None]
+        green, red = shown.new_tensor([0.0, 0.7, 0.2]), shown.new_tensor([0.9, 0.1, 0.1])
+        colour = torch.where(right, green, red)
+        framed = colour[:, None, :, None, None].expand_as(shown).clone()
+        framed[..., 2:-2, 2:-2] = shown[..., 2:-2, 2:-2]
+        names = ("first", "middle", "last")
+        return dict(zip(names, framed.unbind(1), strict=True))
+
+    def _answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (B, 2) and features (B, 3, D)."""
+        (tuples,) = batch["views"]
+        frames = tuples.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        h = self.backbone(frames).unflatten(0, tuples.shape[:2])
+        return self.head(h.flatten(1)), h
