@@ -113,7 +113,7 @@ def rows(rounds: int = 2) -> list[Row]:
             f"turns; median of {rounds} rounds of {BLOCK} steps"
         )
         for which, clock in enumerate(("wall", "CPU")):
-            bar = None if which else BAR
+            bar = BAR if which else None  # on a busy machine wall time is chance
             title_of_row = f"a step of {title}: in the framework / bare PyTorch, {clock} time"
             found.append(_row(title_of_row, bar, turns, which, note))
     return found

@@ -1,5 +1,6 @@
 import itertools
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hydra.utils import instantiate
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from unlabeled.augment import fuse
 from unlabeled.augment.blur import GaussianBlur, gaussian_blur
 from unlabeled.augment.color import ColorJitter, Grayscale, adjust_hue, jitter
 from unlabeled.augment.geometry import Flip
@@ -534,3 +536,52 @@ def test_ops_of_a_chain_are_modules_of_the_method():
     module = nn.Sequential(Jigsaw({"flip": Flip()}, permutations=7, tile=9))
     assert [key for key in module.state_dict()] == ["0.permutations"]
     assert not list(module.parameters())
+
+
+@pytest.fixture
+def nothing_compiled():
+    fuse.compiled.cache_clear()
+    yield
+    fuse.compiled.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_compiled_views_run_the_same_functions(monkeypatch):
+    made = []
+
+    def compiled(function, *, dynamic):
+        assert dynamic, "rows that are changed differ in number at every step"
+        made.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    eager, asked = simclr_views(compile=False), simclr_views(compile=True)
+    crops = [torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8) for _ in range(2)]
+    plain = eager({"crops": list(crops)}, Draws(0, rows=8))["views"]
+    assert not made
+    for _ in range(2):
+        views = asked({"crops": list(crops)}, Draws(0, rows=8))["views"]
+        assert all(torch.equal(a, b) for a, b in zip(plain, views, strict=True))
+    assert made == ["_mixed", "_turn", "_shifted", "_normalized"], "each is compiled once"
+    eager({"crops": list(crops)}, Draws(1, rows=8))
+    assert len(made) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
+def test_compiled_views_are_those_of_eager_ones():
+    eager, compiled = simclr_views(compile=False), simclr_views(compile=True)
+    for step, rows in enumerate((8, 13, 200)):  # the last in several parts
+        crops = [torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8) for _ in range(2)]
+        both = [v({"crops": list(crops)}, Draws(step, rows=rows)) for v in (eager, compiled)]
+        for a, b in zip(*(batch["views"] for batch in both), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+            assert b.is_contiguous(memory_format=torch.channels_last)
+    assert fuse.compiled.cache_info().currsize == 4
+
+
+def simclr_views(*, compile):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("augment/simclr")
+    return instantiate(cfg.augment, compile=compile)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlabeled.augment.fuse import fusible
 from unlabeled.augment.rows import on_rows, parts, share
 from unlabeled.draws import Draws, to, where
 
@@ -26,7 +27,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     if kernel <= SHIFTED:
         # Convolutions would be planned anew for every number of images, which is another each
         # step: longer than the arithmetic of small images.
-        return torch.cat([_shifted(x[some], weight[some], radius) for some in parts(x)])
+        return torch.cat([_shifted(x[some], weight[some]) for some in parts(x)])
     # Rows and channels become the groups of one image: every one has a filter of its own.
     images = x.flatten(0, -3)
     count = len(images)
@@ -36,8 +37,10 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     return F.conv2d(down, weight.unsqueeze(2), groups=count).view(x.shape)
 
 
-def _shifted(x: Tensor, weight: Tensor, radius: int) -> Tensor:
+@fusible(writes=False)
+def _shifted(x: Tensor, weight: Tensor) -> Tensor:
     """One symmetric filter (B, K) per row along both axes, two neighbours at a time."""
+    radius = weight.shape[1] // 2
     padded = F.pad(x.flatten(1, -3), (radius,) * 4, mode="reflect")
     for axis in (-2, -1):
         size = padded.shape[axis] - 2 * radius

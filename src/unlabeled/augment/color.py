@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from unlabeled.augment.fuse import fusible
 from unlabeled.augment.rows import on_rows, parts, share, spread
 from unlabeled.draws import Draws, where
 
@@ -23,12 +24,14 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
         shift: (B,) in turns, -0.5 to 0.5.
     """
     # Its dozen temporary planes are faster in a CPU's cache than in fresh memory.
+    turns = spread(shift, x[..., 0, :, :])
     for some in parts(x):
-        _turn(x[some], shift[some])
+        _turn(x[some], turns[some])
     return x
 
 
-def _turn(x: Tensor, shift: Tensor) -> None:
+@fusible(writes=True)
+def _turn(x: Tensor, shift: Tensor) -> Tensor:
     # No comparison makes a mask here: on a CPU, `where` costs ten times as much as arithmetic.
     r, g, b = x.unbind(-3)
     high = torch.maximum(torch.maximum(r, g), b)
@@ -39,12 +42,12 @@ def _turn(x: Tensor, shift: Tensor) -> None:
     after_blue = torch.add(r - g, chroma, alpha=4)
     hue = torch.lerp(g - b, torch.lerp(after_green, after_blue, not_green), not_red)
     hue.div_(chroma.clamp(min=1e-20)).div_(6)  # turns, -1/6 to 5/6; 0 for greys
-    hue.add_(spread(shift + 1, hue)).frac_().mul_(6)
+    hue.add_(shift + 1).frac_().mul_(6)
     # How far each channel stands between the lowest and the highest, for a hue in [0, 6).
     torch.sub(hue, 3, out=r).abs_().sub_(1)
     torch.sub(hue, 2, out=g).abs_().neg_().add_(2)
     torch.sub(hue, 4, out=b).abs_().neg_().add_(2)
-    x.clamp_(0, 1).mul_(chroma.unsqueeze(-3)).add_(low.unsqueeze(-3)).clamp_(0, 1)
+    return x.clamp_(0, 1).mul_(chroma.unsqueeze(-3)).add_(low.unsqueeze(-3)).clamp_(0, 1)
 
 
 def jitter(x: Tensor, order: Tensor, factors: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -91,10 +94,14 @@ def _weights(order: Tensor, factors: Tensor, x: Tensor) -> Tensor:
 
 def _blend(x: Tensor, weights: Tensor) -> None:
     if len(x):
-        f, grey, mean = weights
-        y = luma(x)
-        average = y.mean((-2, -1), keepdim=True).mul_(mean)
-        torch.addcmul(y.mul_(grey).add_(average), x, f, out=x).clamp_(0, 1)
+        _mixed(x, *weights)
+
+
+@fusible(writes=True)
+def _mixed(x: Tensor, f: Tensor, grey: Tensor, mean: Tensor) -> Tensor:
+    y = luma(x)
+    average = y.mean((-2, -1), keepdim=True).mul_(mean)
+    return torch.addcmul(y.mul_(grey).add_(average), x, f, out=x).clamp_(0, 1)
 
 
 class ColorJitter(nn.Module):

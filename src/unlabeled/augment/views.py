@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from unlabeled.augment.fuse import fused, fusible
 from unlabeled.batch import MEAN, STD, Batch
 from unlabeled.draws import Draws, to
 
@@ -40,12 +41,19 @@ class Views(nn.Module):
         chains: chains of ops in the order of the crops, with or without names, so that
             `augment.chains.view.blur.p=0` overrides one number.
         repeat: how many crops in a row share each chain (with draws of their own), by default 1.
+        compile: colours, narrow blur and normalisation by torch.compile, which needs a C++
+            compiler (or Triton on a GPU): the same numbers but for rounding, after a first step
+            of half a minute. On a CPU it is no faster at 32 pixels, where little is left to fuse.
     """
 
     def __init__(
-        self, chains: Sequence[Ops] | Mapping[str, Ops], repeat: Sequence[int] | None = None
+        self,
+        chains: Sequence[Ops] | Mapping[str, Ops],
+        repeat: Sequence[int] | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
+        self.fused = compile
         given = chains.values() if isinstance(chains, Mapping) else chains
         self.chains = nn.ModuleList(Chain(ops) for ops in given)
         self.repeat = [1] * len(self.chains) if repeat is None else [int(n) for n in repeat]
@@ -58,10 +66,11 @@ class Views(nn.Module):
     def forward(self, batch: Batch, draws: Draws) -> Batch:
         chains = [c for c, n in zip(self.chains, self.repeat, strict=True) for _ in range(n)]
         crops = taken(batch, len(chains), "chains")
-        views = [
-            finished(chain(unit(crop), draws.fork(f"view{i}")))
-            for i, (chain, crop) in enumerate(zip(chains, crops, strict=True))
-        ]
+        with fused(self.fused):
+            views = [
+                finished(chain(unit(crop), draws.fork(f"view{i}")))
+                for i, (chain, crop) in enumerate(zip(chains, crops, strict=True))
+            ]
         return {**batch, "views": views}
 
 
@@ -89,7 +98,12 @@ def finished(x: Tensor) -> Tensor:
     # In place and from pinned memory: fresh memory costs a CPU three times the arithmetic, and
     # a copy of two constants would make the host wait for the GPU.
     mean, std = (to(torch.tensor(v), x.device).view(3, 1, 1) for v in (MEAN, STD))
-    return channels_last(x.sub_(mean).div_(std))
+    return channels_last(_normalized(x, mean, std))
+
+
+@fusible(writes=True)
+def _normalized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return x.sub_(mean).div_(std)
 
 
 def channels_last(x: Tensor) -> Tensor:
