@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from rich.console import Console
 
-from unlabeled.report import compare, html
+from unlabeled.report import compare, html, terminal
 from unlabeled.report.scores import kinds, rows
 
 STAGES = ("conv1", "res2", "final")
@@ -79,6 +80,37 @@ def test_what_a_run_lacks_is_left_open(tmp_path):
     found = compare.write([first, second], tmp_path / "out")
     assert found.lines[0][found.header.index("knn/k20/top1")] == "–"
     assert "Performance against invariance" not in found.page.read_text()
+
+
+def test_less_is_better_where_the_score_says_so(tmp_path):
+    runs = []
+    for name, degrees in (("a", 20.0), ("b", 30.0)):
+        folder = finished(tmp_path / name, 0.4)
+        scores, details = (
+            json.loads((folder / f"{file}.json").read_text())
+            for file in ("scores", "scores_details")
+        )
+        scores |= {"normals/res5/median_degrees": degrees, "invariance/res5/crop/distance": degrees}
+        scores["baseline/random/normals/res5/median_degrees"] = 25.0
+        scores["baseline/random/invariance/res5/crop/distance"] = 25.0
+        details["normals/res5/median_degrees"] = {"stage": "res5", "better": "lower"}
+        details["invariance/res5/crop/distance"] = {"stage": "res5", "better": "neither"}
+        (folder / "scores.json").write_text(json.dumps(scores))
+        (folder / "scores_details.json").write_text(json.dumps(details))
+        runs.append(folder)
+    for folder, gain, verdict in zip(runs, ("-5", "+5"), ("up", "down"), strict=True):
+        page = html.write(folder).read_text()
+        assert f'<p class="gain"><b class="{verdict}">{gain}</b> over random init</p>' in page
+        assert f'<p class="gain"><b class="">{gain}</b> over random init</p>' in page
+        assert f'<td class="n"><b class="{verdict}">{gain}</b></td>' in page
+        said = Console(record=True, force_terminal=True, width=200)
+        terminal.show(folder, console=said)
+        line = next(x for x in said.export_text(styles=True).splitlines() if "median_deg" in x)
+        assert ("32m" if verdict == "up" else "31m") + gain in line  # green and red
+    page = compare.write(runs, tmp_path / "out").page.read_text()
+    assert "<b>20</b>" in page  # once among errors, never among distances
+    assert page.count("<b>20</b>") == 1
+    assert "<b>30</b>" not in page
 
 
 def test_names_take_as_many_folders_as_they_need(tmp_path):

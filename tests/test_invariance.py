@@ -86,6 +86,7 @@ def test_what_is_invariant_scores_zero_and_what_is_not_does_not(tmp_path):
     assert scores.values["inv/corner/flip/relative"] == pytest.approx(
         expected / details["between_images"], rel=1e-4
     )
+    assert details["better"] == "neither"
     low, high = details["ci95"]
     assert low < scores.values["inv/corner/flip/relative"] < high
     scores.write(tmp_path)

@@ -225,6 +225,8 @@ def test_the_whole_evaluation_learns_what_can_be_seen(tmp_path):
     assert blind == pytest.approx(details["constant"], rel=0.25)  # one answer for every pixel
     assert details["baselines"] == {"pixels": seen, "supervised": "not given"}
     assert details["n"] == 20
+    assert details["better"] == "lower"
+    assert scores.details["normals/within_30"]["better"] == "higher"
     low, high = details["ci95"]
     assert low < blind < high
     figure = scores.figures["normals/sheet"]

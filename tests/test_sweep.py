@@ -270,6 +270,13 @@ def test_the_table(tmp_path):
     found = rows(tmp_path)
     assert found[1]["knn/k20/top1"] == "0.5"
     assert found[2]["knn/k20/top1"] == ""
+    for i in range(2):  # where less is better, the least is the best
+        details = {"knn/k20/top1": {"better": "lower"}}
+        (tmp_path / str(i) / "scores_details.json").write_text(json.dumps(details))
+    table.write(tmp_path)
+    page = (tmp_path / "sweep.html").read_text()
+    assert "<b>25.0 %</b>" in page
+    assert "<b>50.0 %</b>" not in page
 
 
 def test_differing_keys():

@@ -138,6 +138,8 @@ def test_both_run_beside_their_baselines_and_change_nothing(tmp_path):
     assert low <= scores.values["health/rankme"] <= high
     assert 1 <= scores.values["health/rankme"] <= 6
     assert scores.values["health/alignment"] > 0
+    better = {n: scores.details[f"health/{n}"]["better"] for n in ("rankme", "dead", "uniformity")}
+    assert better == {"rankme": "higher", "dead": "lower", "uniformity": "lower"}
     baselines = scores.details["health/uniformity"]["baselines"]
     assert baselines == {
         "supervised": "not given",

@@ -100,6 +100,8 @@ class Health:
             "n": len(plain),
         }
         details = {name: {**shared, "ci95": list(ci)} for name, (_, ci) in values.items()}
+        for name in ("alignment", "uniformity", "dead"):
+            details[name]["better"] = "lower"
         return Result({name: value for name, (value, _) in values.items()}, details, {})
 
     def _plain(self, subject: Subject, chosen: Sequence[int]) -> Tensor:

@@ -97,6 +97,7 @@ class Invariance:
                         "stage": stage,
                         "hyperparameters": {"transform": repr(self.transforms[name])},
                         "selection": "none",
+                        "better": "neither",  # what is useful to know, not how useful it is
                         "between_images": apart.mean().item(),
                     }
         return Result(scores, details, per_image, self._figures(scores, stages, histograms))

@@ -13,6 +13,7 @@ BESIDE = (  # what every score carries
     "stage",
     "hyperparameters",
     "selection",
+    "better",  # "higher", "lower", or "neither" where it tells a property, not a quality
     "split_hash",
     "seed",
     "epoch",

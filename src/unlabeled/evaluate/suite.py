@@ -106,6 +106,7 @@ def evaluate(
                     "split_hash": sources[name].split_hash(),
                     "seed": seed,
                     "epoch": epoch,
+                    "better": "higher",  # unless the evaluation says otherwise
                 }
                 others = {
                     other.split("/")[1]: baseline[name]

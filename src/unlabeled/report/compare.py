@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from unlabeled.report import plots
 from unlabeled.report.run import Run, read
-from unlabeled.report.scores import Row, headline, rows
+from unlabeled.report.scores import Row, headline, leaders, rows
 
 LONG = ("run", "score", "value", "low", "high", "random", "pixels", "supervised")  # the CSV's
 
@@ -47,7 +47,7 @@ def write(folders: Sequence[Path], out: Path) -> Comparison:
         raise ValueError(f"compare: {bare[0]} has no scores.json: it is no finished run")
     names = _names(runs)
     tables = [rows(run.scores, run.details) for run in runs]
-    header, lines = _table(names, tables)
+    header, lines, best = _table(names, tables)
     out.mkdir(parents=True, exist_ok=True)
     _csv(out / "comparison.csv", names, tables)
     _whole(out / "comparison.md", _markdown(header, lines))
@@ -57,7 +57,7 @@ def write(folders: Sequence[Path], out: Path) -> Comparison:
         *_invariance(names, tables),
     ]
     page = out / "report.html"
-    _whole(page, _page(out, runs, names, header, lines, figures))
+    _whole(page, _page(out, runs, names, header, lines, best, figures))
     return Comparison(header, lines, page)
 
 
@@ -73,17 +73,27 @@ def _names(runs: Sequence[Run]) -> list[str]:
     raise ValueError("compare names a run twice")  # pragma: no cover (paths differ)
 
 
-def _table(names: Sequence[str], tables: Sequence[list[Row]]) -> tuple[list[str], list[list[str]]]:
-    """A column for the headline of each protocol of any run, best chosen for no run apart."""
+def _table(
+    names: Sequence[str], tables: Sequence[list[Row]]
+) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
+    """A column for the headline of each protocol of any run, chosen for no run apart.
+
+    Its header, its lines, and the (line, column) of the best run under each headline.
+    """
     shown: dict[str, None] = {}
     for table in tables:
         shown |= {row.name: None for row in headline(table)}
+    by_name = [{row.name: row for row in table} for table in tables]
+    best = {
+        (i, column)
+        for column, headed in enumerate(shown, 1)
+        for i in leaders([known.get(headed) for known in by_name])
+    }
     lines = []
-    for name, table in zip(names, tables, strict=True):
-        by_name = {row.name: row for row in table}
+    for name, known in zip(names, by_name, strict=True):
         line = [name]
         for column in shown:
-            row = by_name.get(column)
+            row = known.get(column)
             if row is None or "trained" not in row.scores:
                 line.append("–")
                 continue
@@ -91,7 +101,7 @@ def _table(names: Sequence[str], tables: Sequence[list[Row]]) -> tuple[list[str]
             spread = score.spread(share=row.share)
             line.append(f"{score.text(share=row.share)} {spread}".strip())
         lines.append(line)
-    return ["run", *shown], lines
+    return ["run", *shown], lines, best
 
 
 def _csv(path: Path, names: Sequence[str], tables: Sequence[list[Row]]) -> None:
@@ -210,6 +220,7 @@ def _page(
     names: Sequence[str],
     header: Sequence[str],
     lines: Sequence[Sequence[str]],
+    best: set[tuple[int, int]],
     figures: Sequence[plots.Figure],
 ) -> str:
     here = files("unlabeled.report")
@@ -224,6 +235,7 @@ def _page(
         folder=out.resolve().name,
         header=header,
         lines=lines,
+        best=best,
         about=about,
         figures=figures,
     )

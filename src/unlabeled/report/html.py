@@ -124,7 +124,7 @@ def _card(row: Row) -> dict[str, Any]:
     for kind in ("random", "pixels"):
         if (gain := row.gain(kind)) is not None:
             text = f"{100 * gain:+.1f}" if row.share else f"{gain:+.3g}"
-            gains.append((text, f"over {TITLES[kind]}", gain > 0))
+            gains.append((text, f"over {TITLES[kind]}", row.verdict(kind)))
     return {
         "title": PROTOCOLS.get(row.protocol, row.protocol),
         "value": score.text(share=row.share),

@@ -1,6 +1,6 @@
 """Scores beside their baselines, as both the page and the terminal show them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,16 @@ class Row:
         """Whether the numbers are shares, to be shown in percent."""
         return all(0 <= s.value <= 1 for s in self.scores.values())
 
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, -1 where lower is, 0 where neither is."""
+        return {"lower": -1, "neither": 0}.get(str(self.details.get("better")), 1)
+
+    def verdict(self, over: str) -> str:
+        """Whether trained is better than a baseline: "up" for yes, "down" for no, or ""."""
+        gain = (self.gain(over) or 0.0) * self.sign
+        return "up" if gain > 0 else "down" if gain < 0 else ""
+
     def gain(self, over: str) -> float | None:
         """How far trained is above a baseline."""
         if "trained" not in self.scores or over not in self.scores:
@@ -100,6 +110,13 @@ def main(table: list[Row]) -> list[Row]:
 def headline(table: list[Row]) -> list[Row]:
     """One row per protocol: its last, the deepest stage or the largest k."""
     return list({row.protocol: row for row in main(table) if "trained" in row.scores}.values())
+
+
+def leaders(column: Sequence[Row | None]) -> set[int]:
+    """Where one score of several runs, None where it is missing, is at its best."""
+    known = {i: row for i, row in enumerate(column) if row is not None and "trained" in row.scores}
+    value = {i: row.sign * row.scores["trained"].value for i, row in known.items() if row.sign}
+    return {i for i, v in value.items() if v == max(value.values())}
 
 
 def _kind(name: str) -> str:

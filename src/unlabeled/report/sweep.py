@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from unlabeled.report.scores import Row, headline, rows
+from unlabeled.report.scores import Row, headline, leaders, rows
 
 FIXED = ("member", "status", "seconds", "tries", "job", "reason", "overrides")  # the CSV's first
 
@@ -137,9 +137,7 @@ def _page(
     first = len(keys) + 3  # the column of the first score
     best: set[tuple[int, int]] = set()
     for i, name in enumerate(names):
-        values = [line.scores.get(name) for line in lines]
-        most = max((v for v in values if v is not None), default=None)
-        best |= {(n, first + i) for n, v in enumerate(values) if v is not None and v == most}
+        best |= {(n, first + i) for n in leaders([line.shown.get(name) for line in lines])}
     links = [
         f"{line.member['folder']}/report.html"
         if line.member["folder"] and (sweep / line.member["folder"] / "report.html").exists()

@@ -10,6 +10,8 @@ from unlabeled.report.compare import Comparison
 from unlabeled.report.run import read
 from unlabeled.report.scores import TITLES, kinds, main, rows
 
+COLOURS = {"up": "green", "down": "red", "": "default"}  # of a gain
+
 
 def show(run: Path, *, console: Console | None = None) -> None:
     """Prints a run's scores: raw pixels, random initialisation and trained, side by side."""
@@ -39,7 +41,7 @@ def show(run: Path, *, console: Console | None = None) -> None:
             cells.append("–")
         else:
             text = f"{100 * gain:+.1f}" if row.share else f"{gain:+.3g}"
-            cells.append(f"[{'green' if gain > 0 else 'red'}]{text}[/]")
+            cells.append(f"[{COLOURS[row.verdict('random')]}]{text}[/]")
         table.add_row(escape(row.name), *cells)
     if table.row_count:
         console.print(table)
