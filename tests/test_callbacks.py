@@ -17,6 +17,7 @@ from unlabeled.callbacks.health import Health, health
 from unlabeled.callbacks.loggers import Guarded, tensorboard, wandb_logger
 from unlabeled.callbacks.metrics import LearningRate, MetricsCSV, record
 from unlabeled.callbacks.progress import Progress
+from unlabeled.callbacks.stages import stages
 from unlabeled.callbacks.throughput import Throughput, Totals
 
 PER_EPOCH = 4
@@ -427,6 +428,27 @@ def test_progress_prints_lines_without_a_terminal(tmp_path, capfd):
 def test_progress_prints_few_lines(tmp_path, capfd):
     fit(tmp_path, [Progress(line=60)])
     assert len([x for x in capfd.readouterr().out.splitlines() if x.startswith("epoch")]) == 1
+
+
+def test_stages_say_how_long_they_will_take(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr("unlabeled.callbacks.stages.time.monotonic", lambda: clock[0])
+    with stages(line=5) as show:
+        for done in range(1, 2001):
+            show("training of backbone", done, 2000)
+            clock[0] += 2
+        show("training of backbone", 1, 10)  # another one under the same name
+        clock[0] += 6
+        show("training of backbone", 2, 10)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "training of backbone: 1 of 2000"
+    assert lines[1] == "training of backbone: 4 of 2000, 1:06:32 left"  # 1996 of two seconds
+    assert lines[-4:-2][1] == "training of backbone: 2000 of 2000"
+    assert lines[-2:] == [
+        "training of backbone: 1 of 10",
+        "training of backbone: 2 of 10, 0:00:48 left",
+    ]
+    assert len(lines) < 500  # fewer, the longer it takes
 
 
 def test_progress_draws_a_bar_in_a_terminal(tmp_path):

@@ -24,7 +24,7 @@ from unlabeled.evaluate.linear import Linear
 from unlabeled.evaluate.pixels import Pixels
 from unlabeled.evaluate.scores import Scores
 from unlabeled.evaluate.store import FeatureStore, shapes_of
-from unlabeled.evaluate.suite import evaluate
+from unlabeled.evaluate.suite import evaluate, in_turn
 
 
 @pytest.fixture(autouse=True)
@@ -771,3 +771,20 @@ def test_an_evaluation_that_trains_gets_a_copy_and_its_baseline(tmp_path):
         "random": scores.values["baseline/random/tunes/size"],
     }
     assert data.scanned == 0  # nothing frozen was asked for
+
+
+def test_turns_begin_with_what_is_quick_unless_others_would_wait(monkeypatch):
+    class Long(Tunes):
+        trains = True
+
+    class Unable(Long):
+        def obstacle(self, data):
+            return "no boxes"
+
+    evals = {"a": Long(), "knn": KNN(k=[1]), "unable": Unable(), "b": Long(), "quick": Tunes()}
+    turns = [["knn", "unable", "quick"], ["a"], ["b"]]
+    assert [list(some) for some in in_turn(evals, Fake())] == turns
+    monkeypatch.setattr("unlabeled.dist.world_size", lambda: 2)
+    assert [list(some) for some in in_turn(evals, Fake())] == turns[::-1]
+    assert in_turn({}, Fake()) == []
+    assert [list(some) for some in in_turn({"a": evals["a"]}, Fake())] == [["a"]]

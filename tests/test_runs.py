@@ -272,6 +272,41 @@ def test_evaluations_without_labels_are_skipped_or_refused(folder, tmp_path, cap
         assert not (tmp_path / "named/checkpoints").exists()  # refused before it trained
 
 
+def test_what_trains_networks_comes_last_and_a_stop_loses_no_scores(
+    whole, finished, tmp_path, capsys, monkeypatch
+):
+    from unlabeled.evaluate.finetune import FineTune
+
+    def stopped(self, subject):
+        raise RuntimeError("the power went")
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    old = {name: -1.0 for name in ("finetune/100pct/top1", "health/std", *scores(out))}
+    (out / "scores.json").write_text(json.dumps(old))  # of other weights
+    capsys.readouterr()
+    lines = [line for line in whole if line not in FAST_EVALS]
+    lines += ["evals=[finetune,knn,clustering]", "evals.finetune.epochs=1", "resume=none"]
+    lines = [*lines, "evals.finetune.lr_trunk=[0.01]", "evals.finetune.lr_head=[0.1]"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FineTune, "tune", stopped)
+        assert unlabeled(*lines, f"hydra.run.dir={out}")[0] != 0
+    said = capsys.readouterr().out
+    assert "evaluation finetune: trains networks" in said
+    assert "~evals.finetune leaves it out" in said
+    known = scores(out)
+    assert known["knn/k20_t0.07/top1"] >= 0
+    assert known["clustering/k2/nmi"] >= 0
+    assert not [name for name in known if "finetune" in name]  # the old ones are not taken for new
+    assert known["health/std"] == known["linear/res5/top1"] == -1.0  # nobody asked for these
+    lines[lines.index("resume=none")] = "resume=auto"
+    assert unlabeled(*lines, f"hydra.run.dir={out}") == (0, "")
+    said = capsys.readouterr().out
+    assert "clustering" not in said.partition("Scores, with")[0]  # it has its scores
+    assert scores(out) == {**known, **scores(out)}
+    assert 0 <= scores(out)["finetune/100pct/top1"] <= 1
+
+
 def test_an_error_ends_with_1_and_is_in_the_status(tmp_path, monkeypatch):
     from unlabeled.methods.simclr import SimCLR
 

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from unlabeled.evaluate.store import FeatureStore
     from unlabeled.folder import Folder
 
+TAKES_LONG = (
+    "evaluation {name}: trains networks, which may take long. If you stop it, the scores that "
+    "{path} has by now stay, and the same command goes on here; ~evals.{name} leaves it out"
+)
+
 
 def run(cfg: DictConfig, out: Path) -> dict[str, float]:
     """One run: config in, scores out; what it makes lies in the folder `out`."""
@@ -171,47 +176,41 @@ def _evaluate(
 
     from unlabeled.callbacks.stages import stages
     from unlabeled.evaluate import figures
-    from unlabeled.evaluate.suite import evaluate
+    from unlabeled.evaluate.scores import forget
+    from unlabeled.evaluate.suite import evaluate, in_turn, trains_long
 
-    path = folder.path / "scores.json"
+    path, first = folder.path / "scores.json", trainer.is_global_zero
     if todo:
-        with building(), stages() as progress:
-            scores = evaluate(
-                todo,
-                backbone=backbone,
-                data=data,
-                out=folder.path,
-                seed=cfg.seed,
-                device=trainer.strategy.root_device,
-                random_backbone=random if cfg.baselines else None,
-                pixels=cfg.baselines,
-                progress=progress,
-                epoch=epochs,
-                explicit=_named(cfg),
-                store=store,
-                supervised=supervised,
-            )
-        if trainer.is_global_zero:
-            scores.write(folder.path)
-            for name, reason in scores.skipped.items():
-                print(f"skipped the evaluation {name}: {reason}")
-            features = figures.final(store, backbone, data)
-            if features is not None and len(features) >= 3:  # fewer make no picture
-                (folder.path / "figures").mkdir(exist_ok=True)
-                near = figures.neighbours(features, data, seed=cfg.seed)
-                _save(folder.path / "figures/neighbours.npz", near)
-                labels = data.labels("test")
-                dots = figures.embedding(features, labels, classes=data.classes, seed=cfg.seed)
-                _save(folder.path / "figures/embedding.npz", dots)
+        if first:
+            forget(folder.path, [*todo])
+        for turn, some in enumerate(in_turn(todo, data)):
+            if first and turn and all(map(trains_long, some.values())):
+                print(TAKES_LONG.format(name=next(iter(some)), path=path), flush=True)
+            with building(), stages() as progress:
+                scores = evaluate(
+                    some,
+                    backbone=backbone,
+                    data=data,
+                    out=folder.path,
+                    seed=cfg.seed,
+                    device=trainer.strategy.root_device,
+                    random_backbone=random if cfg.baselines else None,
+                    pixels=cfg.baselines,
+                    progress=progress,
+                    epoch=epochs,
+                    explicit=_named(cfg),
+                    store=store,
+                    supervised=supervised,
+                )
+            if first:
+                scores.write(folder.path)
+                for name, reason in scores.skipped.items():
+                    print(f"skipped the evaluation {name}: {reason}")
+        if first:
+            figures.write(folder.path / "figures", store, backbone, data, seed=cfg.seed)
             if cfg.features is None and not cfg.keep_features:
                 shutil.rmtree(store.folder, ignore_errors=True)
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _save(path: Path, arrays: dict[str, Any]) -> None:
-    import numpy as np
-
-    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def _named(cfg: DictConfig) -> bool:

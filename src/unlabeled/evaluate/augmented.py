@@ -47,6 +47,7 @@ class LinearAugmented:
     """
 
     splits = frozenset({"train", "test"})
+    trains = True
     reads_pixels = True
 
     def __init__(

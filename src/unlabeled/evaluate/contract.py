@@ -127,7 +127,8 @@ class Tuned(Protocol):
 
     It runs in every process, on the backbone and on its random twin, and on raw pixels if it
     says `reads_pixels = True`. Where it has `requests(shapes)`, the pass that others need over
-    its splits extracts these too, for `Subject.kept`. For `needs_labels` and `obstacle` see
+    its splits extracts these too, for `Subject.kept`. With `trains = True` it takes long, and is
+    left until what is quicker has its scores. For `needs_labels` and `obstacle` see
     `Evaluation`.
     """
 

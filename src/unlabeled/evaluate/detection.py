@@ -59,6 +59,7 @@ class Detection:
     """
 
     splits = frozenset({"train", "test"})
+    trains = True
     needs_labels = False
 
     def __init__(

@@ -1,6 +1,7 @@
 """Pictures of what features hold, as arrays: neighbours, and a map of all images."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,18 @@ from unlabeled.evaluate.contract import FINAL, Data
 from unlabeled.evaluate.store import FeatureStore
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def write(folder: Path, store: FeatureStore, backbone: nn.Module, data: Any, *, seed: int) -> None:
+    """`neighbours.npz` and `embedding.npz` of the test images, where evaluations kept features."""
+    features = final(store, backbone, data)
+    if features is None or len(features) < 3:  # fewer make no picture
+        return
+    folder.mkdir(exist_ok=True)
+    near = neighbours(features, data, seed=seed)
+    dots = embedding(features, data.labels("test"), classes=data.classes, seed=seed)
+    for name, arrays in (("neighbours", near), ("embedding", dots)):
+        np.savez_compressed(folder / f"{name}.npz", allow_pickle=False, **arrays)
 
 
 def final(store: FeatureStore, backbone: nn.Module, data: Any) -> Tensor | None:

@@ -61,6 +61,7 @@ class FineTune:
     """
 
     splits = frozenset({"train", "test"})
+    trains = True
 
     def __init__(
         self,

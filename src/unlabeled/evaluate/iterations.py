@@ -19,7 +19,6 @@ from unlabeled.evaluate.tuning import norm_layers, sum_gradients
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 THREADS = 8  # that read images; decoding JPEGs does not hold Python's lock
-REPORTS = 100  # times that progress is told
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,6 @@ def train(
     per_pass = schedule.per_pass or share
     batches = drawn(subject.data.size("train"), schedule, *key)
     examples = ahead(lambda batch: [load(place) for place in batch], batches, most=THREADS)
-    every = max(1, schedule.steps // REPORTS)
     for step in range(schedule.steps):
         batch = next(examples)
         for group in optimizer.param_groups:
@@ -208,8 +206,7 @@ def train(
             done = step
             break
         optimizer.step()
-        if (step + 1) % every == 0 or step + 1 == schedule.steps:
-            subject.progress("training", step + 1, schedule.steps)
+        subject.progress("training", step + 1, schedule.steps)
     if precise and done == schedule.steps:
         layers = [m for m in norm_layers(network) if m.training]
         _precise(layers, lambda: loss(next(examples)[:per_pass]), precise, subject, *key)

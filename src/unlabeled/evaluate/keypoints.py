@@ -56,6 +56,7 @@ class KeyPoints:
     """
 
     splits = frozenset({"train", "test"})
+    trains = True
     needs_labels = False
     reads_pixels = True
 

@@ -73,6 +73,7 @@ class Normals:
     """
 
     splits = frozenset({"train", "test"})
+    trains = True
     needs_labels = False
     reads_pixels = True
 

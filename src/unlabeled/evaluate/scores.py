@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,14 @@ class Scores:
             partial = path.with_name(path.name + ".partial")
             partial.write_text(json.dumps({**kept, **new}, indent=2, allow_nan=False) + "\n")
             partial.replace(path)
+
+
+def forget(folder: Path, evaluations: Sequence[str]) -> None:
+    """Takes scores of other weights out of a folder's files, which shall get new ones."""
+    if (folder / "scores.json").exists():
+        none = Scores()
+        none.finished = [*evaluations]
+        none.write(folder)
 
 
 def evaluation_of(name: str) -> str:

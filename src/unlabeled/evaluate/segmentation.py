@@ -54,6 +54,7 @@ class Segmentation:
     """
 
     splits = frozenset({"train", "test"})
+    trains = True
     needs_labels = False
 
     def __init__(

@@ -69,8 +69,8 @@ def evaluate(
         else:
             sources[name] = source
     able = {name: evaluation for name, evaluation in evals.items() if name in sources}
-    tuned = {name: cast(Tuned, e) for name, e in able.items() if _trains(e)}
-    chosen = {name: cast(Evaluation, e) for name, e in able.items() if not _trains(e)}
+    tuned = {name: cast(Tuned, e) for name, e in able.items() if _tunes(e)}
+    chosen = {name: cast(Evaluation, e) for name, e in able.items() if not _tunes(e)}
     trunks = {"": backbone}
     if random_backbone is not None:
         trunks["baseline/random/"] = random_backbone
@@ -122,7 +122,35 @@ def evaluate(
     return scores
 
 
-def _trains(evaluation: Evaluation | Tuned) -> bool:
+def in_turn(
+    evals: Mapping[str, Evaluation | Tuned], data: Any
+) -> list[Mapping[str, Evaluation | Tuned]]:
+    """What to evaluate together, in an order in which much is known soon.
+
+    Whatever looks at the frozen backbone is one group, and comes first; whatever trains networks
+    is long, and each is a group of its own, so that its scores can be kept before the next
+    begins. What cannot run is in the first group, which says so at once. Heads of frozen
+    features train in the first process alone: with several processes they come last, or the
+    others would wait for them until their connection is given up.
+    """
+    long = {
+        name
+        for name, e in evals.items()
+        if trains_long(e) and not obstacle(e, e.data if e.data is not None else data)
+    }
+    groups = [{name: e for name, e in evals.items() if name not in long}]
+    groups += [{name: e} for name, e in evals.items() if name in long]
+    if dist.world_size() > 1:
+        groups.reverse()
+    return [group for group in groups if group]
+
+
+def trains_long(evaluation: Evaluation | Tuned) -> bool:
+    """Whether an evaluation trains networks for many updates."""
+    return getattr(evaluation, "trains", False)
+
+
+def _tunes(evaluation: Evaluation | Tuned) -> bool:
     return hasattr(evaluation, "tune")
 
 

@@ -123,7 +123,7 @@ def fit(
             sum_gradients(optimizer)
             optimizer.step()
             step += 1
-        subject.progress("training", epoch + 1, schedule.epochs)
+            subject.progress("training", step, steps)
 
 
 def predictions(
