@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from processes import mean, on_processes
 from test_relative_position import alone, apart, lens, near, pixels
 
@@ -254,3 +255,28 @@ def test_bad_values_are_named():
         method(hidden=[0])
     with pytest.raises(ValueError, match="shift must not be negative, got -2"):
         Tiles([], permutations=2, shift=-2)
+
+
+def test_pictures_show_the_question_and_the_answer(monkeypatch):
+    made = method().eval()
+    batch = batch_for(made)
+    tiles, target = batch["views"][0], batch["target"]
+    answer = target.clone()
+    answer[-1] = (answer[-1] + 1) % 6
+    monkeypatch.setattr(made, "_answer", lambda x: (None, F.one_hot(answer, 6).double()))
+    shown = made.pictures(batch)
+    seen, back, truth = shown.values()
+    assert seen.shape == back.shape == truth.shape == (6, 3, 19, 19)  # 2 x 9 and a line
+    line = seen[:, :, 9]
+    assert (line == 1).all()
+    for b in range(6):
+        for slot, tile in enumerate(made.augment.permutations[target[b]].tolist()):
+            top, left = 10 * (tile // 2), 10 * (tile % 2)
+            found = truth[b, :, top : top + 9, left : left + 9]
+            wanted = denormalize(tiles[b, slot]).clamp(0, 1)
+            torch.testing.assert_close(found.double(), wanted.double(), atol=1e-5, rtol=0)
+    inside = (..., slice(1, -1), slice(1, -1))
+    assert torch.equal(back[:5][inside], truth[:5][inside])
+    assert not torch.equal(back[5][inside], truth[5][inside])
+    assert (back[:5, 1, 0] > back[:5, 0, 0]).all()  # green
+    assert (back[5, 0, 0] > back[5, 1, 0]).all()  # red

@@ -533,3 +533,31 @@ def test_the_representation_is_that_of_the_paper():
     assert not any(n.startswith("norms") or n == "features.6.bias" for n in names)
     assert [isinstance(n, nn.Identity) for n in net.norms] == [True, True, *[False] * 4]
     assert net(torch.rand(2, 3, 96, 96)).shape == (2, net.dim) == (2, 32)
+
+
+def test_pictures_show_the_question_and_the_answer(monkeypatch):
+    made = method().eval()
+    batch = batch_for(made)
+    patches, target = batch["views"][0], batch["target"]  # two grids of an image
+    pairs, answer = made.augment.pairs, target.clone()
+    answer[10] = (answer[10] + 1) % 8  # the last image's pairs in its first grid
+    logits = F.one_hot(answer[::2].flatten(), 8).double()
+    monkeypatch.setattr(made, "_answer", lambda x: (None, logits))
+    anchor, query, found, truth = made.pictures(batch).values()
+    assert anchor.shape == query.shape == (6, 3, 8, 8)
+    assert found.shape == truth.shape == (6, 3, 26, 26)  # 3 x 8 and two lines
+    for b in range(6):
+        a, q = pairs[b % len(pairs)].tolist()
+        y = target[2 * b, b % len(pairs)].item()
+        cell = y + (y >= 4)
+        for which, place, alone in ((a, 4, anchor), (q, cell, query)):
+            wanted = denormalize(patches[2 * b, which]).clamp(0, 1).double()
+            torch.testing.assert_close(alone[b].double(), wanted, atol=1e-5, rtol=0)
+            top, left = 9 * (place // 3), 9 * (place % 3)
+            placed = truth[b, :, top : top + 8, left : left + 8]
+            torch.testing.assert_close(placed.double(), wanted, atol=1e-5, rtol=0)
+    inside = (..., slice(1, -1), slice(1, -1))
+    assert torch.equal(found[:5][inside], truth[:5][inside])
+    assert not torch.equal(found[5][inside], truth[5][inside])
+    assert (found[:5, 1, 0] > found[:5, 0, 0]).all()  # green
+    assert (found[5, 0, 0] > found[5, 1, 0]).all()  # red

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from processes import mean, on_processes
 from test_relative_position import alone, near, pixels
+from torch import nn
 
 from unlabeled.augment.geometry import Flip, rotate
 from unlabeled.augment.rotation import Rotations
@@ -146,3 +148,29 @@ def test_processes_equal_one(world):
     for found in on_processes(world, gradients):
         for name, value in one.items():
             near(found[name], value, 1e-8)
+
+
+@pytest.mark.parametrize("copies", ["all", "one"])
+def test_pictures_show_the_question_and_the_answer(copies):
+    made = method(copies, flip=0.0).eval()
+    crops = pictures(6, 24)
+    batch = batch_for(made, crops)
+    upright = crops.double() / 255
+
+    class Answers(nn.Module):  # right for all images but the last
+        def forward(self, h):
+            rows = torch.arange(6) + (torch.arange(6) % 4 * 6 if copies == "all" else 0)
+            right = batch["target"][rows].clone()
+            right[-1] = (right[-1] + 1) % 4
+            return F.one_hot(right, 4).double()
+
+    made.head = Answers()
+    shown = made.pictures(batch)
+    seen, back = shown["turned"], shown["turned back by the answer"]
+    inside = (..., slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(back[:5][inside].double(), upright[:5][inside], atol=1e-5, rtol=0)
+    assert not torch.allclose(back[5][inside].double(), upright[5][inside], atol=0.1)
+    if copies == "all":  # the turns take turns
+        torch.testing.assert_close(seen[1].double(), rotate(upright[1], 1), atol=1e-5, rtol=0)
+    assert (back[:5, 1, 0] > back[:5, 0, 0]).all()  # green
+    assert (back[5, 0, 0] > back[5, 1, 0]).all()  # red

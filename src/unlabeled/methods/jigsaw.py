@@ -17,6 +17,7 @@ grey one by one; slots and tiles exchanged.
 from collections.abc import Sequence
 from typing import ClassVar, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ from unlabeled.batch import Batch
 from unlabeled.method import Method
 from unlabeled.optim import Optim
 from unlabeled.parts.dense import Dense
+from unlabeled.parts.montage import framed, montage
+from unlabeled.parts.pixels import pixels
 from unlabeled.parts.precision import full_precision
 
 
@@ -59,8 +62,24 @@ class Jigsaw(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         (tiles,), target = batch["views"], cast(Tensor, batch["target"])  # B T 3 h w
-        h = self.backbone(tiles.flatten(0, 1))  # BT D
-        logits = self.head(self.hidden(self.tile_head(h).view(len(tiles), -1)))  # B P
+        h, logits = self._answer(tiles)
         self.watch(features=h.view(len(tiles), -1, h.shape[1]).mean(1))
         self.note("accuracy", (logits.argmax(1) == target).float().mean())
         return {"jigsaw": full_precision(F.cross_entropy)(logits, target)}
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """The tiles as they are given, in the order that the answer says, and in the right one."""
+        (tiles,), target = batch["views"], cast(Tensor, batch["target"])
+        answer = self._answer(tiles)[1].argmax(1)
+        shown, rows = pixels(tiles).clamp(0, 1), torch.arange(len(tiles))[:, None]
+        orders = cast(Tensor, self.augment.permutations)
+        answered, solved = (
+            montage(shown[rows, orders[p].argsort(1)]) for p in (answer, target)
+        )  # slot i holds tile orders[p][i]
+        answered = framed(answered, answer == target)
+        return {"shuffled": montage(shown), "put back by the answer": answered, "truth": solved}
+
+    def _answer(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (BT, D) of tiles (B, T, 3, h, w), and logits (B, P)."""
+        h = self.backbone(tiles.flatten(0, 1))
+        return h, self.head(self.hidden(self.tile_head(h).view(len(tiles), -1)))

@@ -24,6 +24,7 @@ dropped per batch, x taken for y.
 from collections.abc import Sequence
 from typing import ClassVar, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,6 +33,8 @@ from unlabeled.batch import Batch
 from unlabeled.method import Method
 from unlabeled.optim import Optim
 from unlabeled.parts.dense import Dense
+from unlabeled.parts.montage import around, framed
+from unlabeled.parts.pixels import pixels
 from unlabeled.parts.precision import full_precision
 
 
@@ -81,15 +84,33 @@ class RelativePosition(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         (patches,), target = batch["views"], cast(Tensor, batch["target"]).flatten()
-        h = self.backbone(patches.flatten(0, 1))  # GT D
+        h, logits = self._answer(patches)
+        self.watch(features=h.view(len(batch["index"]), -1, h.shape[1]).mean(1))
+        self.note("accuracy", (logits.argmax(1) == target).float().mean())
+        return {"relative_position": position_loss(logits, target, self.reduction)}
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """One pair of every image: apart, where the answer puts the query, and where it lay."""
+        (patches,), target = batch["views"], cast(Tensor, batch["target"])
+        one = slice(None, None, len(patches) // len(batch["index"]))  # of an image's grids
+        patches, target, rows = patches[one], target[one], torch.arange(len(batch["index"]))
+        pairs = cast(Tensor, self.augment.pairs)
+        which = rows % len(pairs)  # another place in every row
+        answer = self._answer(patches)[1].argmax(1).view(len(rows), -1)[rows, which]
+        truth = target[rows, which]
+        anchor, query = pixels(patches[rows, pairs[which].T]).clamp(0, 1)
+        found, right = (around(anchor, query, place) for place in (answer, truth))
+        found = framed(found, answer == truth)
+        return {"anchor": anchor, "query": query, "put there by the answer": found, "truth": right}
+
+    def _answer(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (GT, D) of patches (G, T, 3, s, s), and logits (Gn, 8) of the pairs."""
+        h = self.backbone(patches.flatten(0, 1))
         f = self.fc6(h).unflatten(0, patches.shape[:2])  # G T D
         pairs = cast(Tensor, self.augment.pairs)  # n 2
         both = f[:, pairs].flatten(2).flatten(0, 1)  # Gn 2D: anchor and query
         draws = self.draws("dropout", len(both)) if self.training else None
-        logits = self.head(self.hidden(both, draws))
-        self.watch(features=h.view(len(batch["index"]), -1, h.shape[1]).mean(1))
-        self.note("accuracy", (logits.argmax(1) == target).float().mean())
-        return {"relative_position": position_loss(logits, target, self.reduction)}
+        return h, self.head(self.hidden(both, draws))
 
 
 @full_precision

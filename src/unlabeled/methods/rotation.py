@@ -16,12 +16,15 @@ Traps: a flip after the turn, turned rectangles, interpolation, held-out images 
 
 from typing import ClassVar, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.batch import Batch
 from unlabeled.method import Method
 from unlabeled.optim import Optim
+from unlabeled.parts.montage import framed
+from unlabeled.parts.pixels import pixels
 from unlabeled.parts.precision import full_precision
 
 
@@ -47,3 +50,16 @@ class Rotation(Method):
         self.watch(features=h[: len(batch["index"])])  # the first copy of every image
         self.note("accuracy", (logits.argmax(1) == target).float().mean())
         return {"rotation": full_precision(F.cross_entropy)(logits, target)}
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Every image in one of its turns, and turned back by the answer: upright if right."""
+        (x,), target = batch["views"], cast(Tensor, batch["target"])
+        count = len(batch["index"])
+        rows = torch.arange(count, device=x.device)
+        rows = rows + rows % (len(x) // count) * count  # the turns of an image lie `count` apart
+        x, target = x[rows], target[rows]
+        answer = self.head(self.backbone(x)).argmax(1)
+        seen = pixels(x).clamp(0, 1)
+        turns = zip(seen, answer.tolist(), strict=True)
+        back = torch.stack([image.rot90(-k, (1, 2)) for image, k in turns])
+        return {"turned": seen, "turned back by the answer": framed(back, answer == target)}
