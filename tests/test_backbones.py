@@ -67,6 +67,30 @@ def test_resnets_have_torchvisions_names_and_shapes(name, arguments):
     assert list(ours) == list(expected)
 
 
+def test_resnet161_is_the_one_of_cpc_v2():
+    with torch.device("meta"):
+        net = ResNet(depth=161, last="res4")
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(305e6, rel=0.01)  # published
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    shortcuts = sum(m.kernel_size == (1, 1) for m in convolutions) - 2 * (3 + 4 + 46)
+    assert shortcuts == 3
+    assert len(convolutions) - shortcuts == 160  # the classifier is the last of 161 layers
+    assert len(net.layer3) == 46
+    assert net.layer3[1].conv2.weight.shape == (512, 512, 3, 3)
+    assert net.dim == 4096
+    small = ResNet(depth=161, width=2, last="res4")
+    maps = small.stages(torch.randn(2, 3, 64, 64))
+    assert {name: x.shape[1:] for name, x in maps.items()} == {
+        "conv1": (2, 32, 32),
+        "res2": (8, 16, 16),
+        "res3": (16, 8, 8),
+        "res4": (128, 4, 4),
+    }
+    assert small(torch.zeros(2, 3, 64, 64)).shape == (2, small.dim) == (2, 128)
+    with pytest.raises(ValueError, match="depth=161 ends with res4"):
+        ResNet(depth=161)
+
+
 @pytest.mark.parametrize("depth", [18, 50])
 def test_resnets_give_torchvisions_features(depth):
     theirs = with_statistics(zoo.get_model(f"resnet{depth}")).eval()

@@ -128,6 +128,7 @@ CIFAR = {
         "method.hidden=[8]",
     ],
     "rotation_alexnet": ["backbone=alexnet_bn", *ALEXNET, "backbone.hidden=[8,8]"],
+    "cpc_v2_resnet161": METHOD["cpc"],
     "moco": [*METHOD["moco"], "backbone.bn_splits=2"],
     "moco_v2": [*METHOD["moco_v2"], "backbone.bn_splits=2"],
     "swav": [*METHOD["swav"], "method.queue=16"],
@@ -215,6 +216,14 @@ for name in ("svm_voc07", "lowshot_voc07"):
 EVAL["lowshot/places205"] = [*EVAL["lowshot"], "data.layout.test_share=0.5"]
 RENDERED = ["data=scenes", "data.layout.size=16", "data.layout.train=16", "data.layout.test=8"]
 FEW_STEPS = ["EVAL.steps=2", "EVAL.batch_size=4"]
+EVAL["detection_voc/scenes"] = [*RENDERED, *DETECTION]
+SCENES = {  # what they evaluate, at that size, while all else comes without evaluations
+    "pretrain": ["evals=none"],
+    "normals": [line.replace("EVAL", "evals.normals") for line in FEW_STEPS],
+    "keypoints": [line.replace("EVAL", "evals.keypoints") for line in FEW_STEPS],
+    "detection": [line.replace("EVAL", "evals.detection_voc_scenes") for line in DETECTION],
+    "invariance": ["evals.knn.k=[1]", "evals.invariance.limit=8"],
+}
 EVAL |= {name: [*RENDERED, *FEW_STEPS] for name in ("normals", "keypoints")}
 for preset in ("normals/nyuv2", "normals/nyuv2_depth"):
     EVAL[preset] = [*FEW_STEPS, "EVAL.sides=[32]", "EVAL.test_sides=[32, 40]"]
@@ -271,6 +280,10 @@ def on_images(name: str) -> list[str]:
     group, _, option = name.partition("/")
     if group == "experiment":
         method = option.rpartition("/")[2]
+        if option.startswith("scenes/"):
+            size = ["decode.size=16", "data.batch_size=8", "data.workers=0", "method.width=16"]
+            small = [s for s in SMALLEST if not s.startswith(("data", "backbone=", "evals"))]
+            return [f"experiment={option}", *small, *RENDERED[1:], *size, *SCENES[method]]
         small = [s for s in SMALLEST if not s.startswith(("data=", "data.root="))]
         small = [s for s in small if s != "backbone.width=16" or method not in OTHER_BACKBONE]
         return [f"experiment={option}", *small, *CIFAR.get(method, []), "trainer.devices=1"]

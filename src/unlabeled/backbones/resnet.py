@@ -17,6 +17,7 @@ BLOCKS = {
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
+    161: (Bottleneck, (3, 4, 46)),
 }
 
 
@@ -25,8 +26,11 @@ class ResNet(nn.Module):
 
     With the defaults its state dict is that of torchvision's `resnet{depth}` without `fc`.
 
+    Depth 161 is CPC v2's (Henaff et al., 2019): a ResNet-101 up to res4, which has twice as many
+    blocks, bottlenecks of twice the width (512) and maps of four times the channels (4096).
+
     Args:
-        depth: 18, 34, 50, 101 or 152.
+        depth: 18, 34, 50, 101, 152 or 161.
         width: channels after the stem; every other width is a multiple of it. 128 is the
             "2x" of SimCLR and BYOL.
         stem: "imagenet" (7x7 stride 2, max-pool) or "small" (3x3, no max-pool) for
@@ -66,6 +70,8 @@ class ResNet(nn.Module):
             raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}")
         if last not in ("res4", "res5"):
             raise ValueError(f"last must be res4 or res5, got {last!r}")
+        if depth == 161 and last != "res4":
+            raise ValueError(f"depth=161 ends with res4: set last=res4, got last={last}")
         block, counts = BLOCKS[depth]
         if widen > 1 and block is BasicBlock:
             raise ValueError(f"widen={widen} needs bottlenecks (depth 50 or more), got {depth}")
@@ -98,8 +104,12 @@ class ResNet(nn.Module):
         wide = width * block.expansion
         self.layer1 = make(width, width, counts[0], stride=1)
         self.layer2 = make(wide, width * 2, counts[1], stride=2)
-        self.layer3 = make(wide * 2, width * 4, counts[2], stride=2)
-        self.dim = wide * 4
+        if depth == 161:
+            self.layer3 = make(wide * 2, width * 16, counts[2], stride=2, base_width=32 * widen)
+            self.dim = wide * 16
+        else:
+            self.layer3 = make(wide * 2, width * 4, counts[2], stride=2)
+            self.dim = wide * 4
         if last == "res5":
             self.layer4 = make(wide * 4, width * 8, counts[3], stride=2)
             self.dim = wide * 8

@@ -10,7 +10,7 @@ batch is for all tasks (`decode.schedule=summed`). A head that had no batch keep
 its optimizer's state: its gradients are None, so that neither momentum nor weight decay moves it.
 The learning rate follows the number of updates, of whichever tasks.
 
-Not here: the lasso over trunk layers, exemplar, motion segmentation. From memory: harmonisation.
+Not here: exemplar, motion segmentation; the lasso is linear/lasso. From memory: harmonisation.
 """
 
 from collections.abc import Callable, Mapping
