@@ -8,7 +8,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from unlabeled.report import charts, pictures
+from unlabeled.report import charts, pictures, plots
+from unlabeled.report.beside import together
 from unlabeled.report.html import write
 from unlabeled.report.run import read
 from unlabeled.report.scores import Score, headline, main, rows
@@ -341,3 +342,42 @@ def test_terminal_says_nothing_without_scores(tmp_path):
     console = Console(width=80, record=True)
     show(tmp_path, console=console)
     assert console.export_text() == ""
+
+
+def test_curves_of_scores_are_drawn_with_those_of_all_baselines():
+    def curve(name, values, spread):
+        y = np.array([values])
+        return {
+            "kind": np.array("curves"),
+            "x": np.array([1, 4]),
+            "names": np.array([name]),
+            "y": y,
+            "low": y - spread,
+            "high": y + spread,
+            "scores": np.array([[f"{name}/k1/top1", f"{name}/k4/top1"]]),
+        }
+
+    figures = {
+        "lowshot.curve": curve("res5", [0.3, 0.5], 0.1),
+        "baseline.random.lowshot.curve": curve("res5", [0.2, 0.3], 0.05),
+        "baseline.pixels.lowshot.curve": curve("pixels", [0.1, 0.2], 0.01),
+        "invariance.stages": {"kind": np.array("curves"), "x": np.array([1])},
+        "baseline.random.invariance.stages": {"kind": np.array("curves"), "x": np.array([2])},
+    }
+    scores = {"lowshot/res5/k1/top1": 0.3, "lowshot/res5/k4/top1": 0.5}
+    details = {"lowshot/res5/k4/top1": {"baselines": {"supervised": 0.9}}}
+    found = together(figures, rows(scores, details))
+    assert list(found) == [
+        "lowshot.curve",
+        "invariance.stages",
+        "baseline.random.invariance.stages",
+    ]
+    drawn = found["lowshot.curve"]
+    titles = ["res5", "res5, random init", "raw pixels", "res5, supervised"]
+    assert drawn["names"].tolist() == titles
+    nan = float("nan")
+    np.testing.assert_allclose(drawn["y"], [[0.3, 0.5], [0.2, 0.3], [0.1, 0.2], [nan, 0.9]])
+    np.testing.assert_allclose(drawn["low"], [[0.2, 0.4], [0.15, 0.25], [0.09, 0.19], [nan, 0.9]])
+    without = together({**figures}, rows(scores, {}))["lowshot.curve"]
+    assert without["names"].tolist() == titles[:3]
+    assert plots.figure("lowshot.curve", drawn).names == titles

@@ -94,8 +94,9 @@ class Result:
             have a `note`; by kind: "neighbours", as `evaluate.figures.neighbours`; "sheet",
             `titles` (c,) and `column0` ... uint8 (n, h, w, 3), a row per image; "curves", `x`
             (n,), `names` (s,), `y` (s, n) and optionally `low`, `high`, `ticks` (n,), `xlabel`,
-            `ylabel`, `log`, `percent`; "points", `x`, `y`, `names` (n,) and optionally `group`,
-            `xlabel`, `ylabel`, `percent`.
+            `ylabel`, `log`, `percent`, `scores` (s, n), names of what is drawn, which puts the
+            curves of baselines into the same picture; "points", `x`, `y`, `names` (n,) and
+            optionally `group`, `xlabel`, `ylabel`, `percent`.
     """
 
     scores: Mapping[str, float]

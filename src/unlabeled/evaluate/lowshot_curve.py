@@ -122,8 +122,7 @@ class Curve(ABC):
                 features.progress("low-shot machines", made, total)
                 mean, (low, high) = over_seeds(values.tolist())
                 curve[request.stage][:, i] = mean, values.std(ddof=1)
-                suffix = "" if self.selection == "cv" else "_cost_chosen_on_test"
-                name = f"{request.stage}/k{k}/{self.metric}{suffix}"
+                name = self._score(request.stage, k)
                 scores[name] = mean
                 details[name] = {
                     **self._details(features, request),
@@ -141,6 +140,10 @@ class Curve(ABC):
                     "k_left_out": [k for k in self.k if k not in ks],
                 }
         return Result(scores, details, {}, {"curve": self._figure(ks, curve)})
+
+    def _score(self, stage: str, k: int) -> str:
+        suffix = "" if self.selection == "cv" else "_cost_chosen_on_test"
+        return f"{stage}/k{k}/{self.metric}{suffix}"
 
     def _answers(
         self, features: Features, request: Request, test: Array, k: int
@@ -200,6 +203,7 @@ class Curve(ABC):
             "note": np.array(f"Mean of {self.draws} draws; the band is one standard deviation."),
             "x": np.array(ks),
             "names": np.array(list(curve)),
+            "scores": np.array([[self._score(stage, k) for k in ks] for stage in curve]),
             "y": mean,
             "low": mean - std,
             "high": mean + std,

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from unlabeled.report import charts, pictures, plots
+from unlabeled.report import beside, charts, pictures, plots
 from unlabeled.report.run import Curve, Run, read
 from unlabeled.report.scores import TITLES, Row, headline, kinds, main, rows
 
@@ -87,7 +87,10 @@ def _content(run: Run) -> dict[str, Any]:
         "queries": near,
         "hits": pictures.hit_rate(near),
         "samples": pictures.samples(run.samples) if run.samples else [],
-        "figures": [plots.figure(name, arrays) for name, arrays in run.figures.items()],
+        "figures": [
+            plots.figure(name, arrays)
+            for name, arrays in beside.together(run.figures, table).items()
+        ],
         "map": pictures.scatter(points) if points else None,
         "legend": pictures.legend(points) if points else [],
         "projection": str(points["method"]) if points and "method" in points else "",
