@@ -108,3 +108,21 @@ def test_shards_learn_as_one_process_does_and_go_on_from_each_others_checkpoints
     plain = load.checkpoint(str(tmp_path / "two/last.ckpt"))
     for key, value in plain.state_dict().items():
         assert torch.equal(value, two["state_dict"][f"backbone.{key}"].to(value.dtype))
+
+
+@pytest.mark.parametrize("name", ["deepcluster", "inpainting_adversarial", "multitask"])
+def test_methods_that_need_whole_weights_refuse_shards(name, tiny):
+    method, *_ = tiny(name)
+    method._device_mesh = {"data_parallel": None}  # as the strategy sets it
+    with pytest.raises(ValueError, match=f"{type(method).__name__} does not: use trainer=ddp"):
+        method.configure_model()
+
+
+def test_probes_of_whole_weights_refuse_shards(tiny):
+    from unlabeled.callbacks.online import OnlineKNN
+    from unlabeled.fsdp import FullyShard
+
+    method, data, trainer = tiny("simclr", callbacks=[OnlineKNN()], strategy=FullyShard())
+    data.setup("fit")
+    with pytest.raises(ValueError, match="online_knn needs whole weights"):
+        trainer.callbacks[0].setup(trainer, method, "fit")

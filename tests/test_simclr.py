@@ -102,10 +102,11 @@ def test_the_layout_of_blocks_is_that_of_pairs():
     torch.testing.assert_close(nt_xent(a, b, t), F.cross_entropy(logits, partner))
 
 
-def peak(n, chunk, dim=16):
+def peak(n, chunk, dim=16, warm=True):
     """Bytes alive at once in a forward and backward pass, beyond those alive before."""
     a, b = (units(n, dim, seed=i).float().requires_grad_() for i in range(2))
-    nt_xent(a, b, 0.1, chunk=chunk).backward()  # what is allocated once only
+    if warm:
+        nt_xent(a, b, 0.1, chunk=chunk).backward()  # what is allocated once only
     a.grad = b.grad = None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         nt_xent(a, b, 0.1, chunk=chunk).backward()
@@ -126,6 +127,13 @@ def test_chunks_bound_the_memory():
     assert bounded < plain / 8
     assert peak(1024, 32) < 2.2 * bounded  # linear in the batch
     assert peak(1024, None) > 3.5 * plain  # quadratic
+
+
+def test_the_papers_batch_takes_the_memory_of_its_chunks():
+    """4096 pairs of 128 numbers, whose similarities would be eight chunks: see docs/scale.md."""
+    rows = 4 * 1024 * 2 * 4096  # bytes of one chunk of similarities
+    most = peak(4096, 1024, dim=128, warm=False)
+    assert rows < most < 5 * rows + 10 * 4 * 8192 * 128  # a plain loss keeps over 16
 
 
 def parts_of(**options):

@@ -28,6 +28,7 @@ class Method(pl.LightningModule):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"crops", "index"})  # what `data` must give
+    whole_weights: ClassVar[bool] = False  # whether it handles them itself: not in shards
     pretext: ClassVar[bool] = False  # whether `measure` tells something: a task with an answer
 
     def __init__(self, backbone: nn.Module, augment: nn.Module, optim: Optim) -> None:
@@ -175,10 +176,11 @@ class Method(pl.LightningModule):
     def configure_model(self) -> None:
         if self.device_mesh is None or self.sharded:
             return  # only trainer=fsdp makes a mesh
-        if type(self).begin_epoch is not Method.begin_epoch or not self.automatic_optimization:
+        alone = type(self).begin_epoch is Method.begin_epoch and self.automatic_optimization
+        if not alone or self.whole_weights:
             raise ValueError(
-                f"trainer=fsdp trains methods that pass images in training steps alone, which "
-                f"{type(self).__name__} does not: use trainer=ddp"
+                f"trainer=fsdp trains methods that look at images and gradients in training steps "
+                f"alone, which {type(self).__name__} does not: use trainer=ddp"
             )
         units = getattr(self.backbone, "units", [self.backbone])
         mesh = self.device_mesh["data_parallel"]

@@ -51,12 +51,12 @@ class OnlineKNN(pl.Callback):
         self.limit = limit
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        _need_labels(trainer, pl_module, self)
         if isinstance(trainer.strategy, FullyShard):  # the first process would wait for others
             raise ValueError(
                 "callbacks=online_knn needs whole weights, and trainer=fsdp has none during "
                 "training: leave it out, or use trainer=ddp"
             )
+        _need_labels(trainer, pl_module, self)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0 and dist.rank() == 0:

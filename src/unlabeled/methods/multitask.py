@@ -14,7 +14,7 @@ Not here: exemplar, motion segmentation; the lasso is linear/lasso. From memory:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class MultiTask(Method):
         grey: harmonisation: all tasks see images without colour.
     """
 
-    pretext: ClassVar[bool] = True
+    pretext = whole_weights = True
 
     def __init__(
         self,
