@@ -9,7 +9,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from unlabeled.cli import building, conf_dir, launch
-from unlabeled.config import InputError
+from unlabeled.errors import InputError
 
 APP = """
 import sys

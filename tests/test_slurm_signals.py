@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from unlabeled import slurm
-from unlabeled.config import InputError
+from unlabeled.errors import InputError
 
 
 @pytest.fixture

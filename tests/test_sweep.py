@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from unlabeled.config import InputError
+from unlabeled.errors import InputError
 from unlabeled.report import sweep as table
 from unlabeled.sweep import array, local, members
 from unlabeled.sweep.settings import Settings, minutes, read
@@ -26,7 +26,7 @@ def task(cfg):
     with (out / "starts").open("a") as file:
         print(os.getpid(), cfg.x, file=file)
     if cfg.kind == "wrong" or cfg.x == 13 and not Path("mended").exists():
-        from unlabeled.config import InputError
+        from unlabeled.errors import InputError
         raise InputError("x cannot be 13 | <b>never</b>")
     if cfg.x == 14:
         raise RuntimeError("bad luck")

@@ -21,7 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from unlabeled.config import InputError, summary
+from unlabeled.config import summary
+from unlabeled.errors import InputError
 from unlabeled.redact import hidden
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130

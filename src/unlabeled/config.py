@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from unlabeled.annotations import listed, mistake, nearest, plain, shown
+from unlabeled.errors import InputError
 
 WORDS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}  # not arguments
 ROOT = {  # what belongs to no target
@@ -25,10 +26,6 @@ ROOT = {  # what belongs to no target
     "compare": list[str],
 }
 OURS = {"pytorch_lightning.Trainer": {"precision": "auto"}}  # train.py chooses one
-
-
-class InputError(ValueError):
-    """Wrong config or input: what a user can cause and mend. The process ends with code 2."""
 
 
 def check(cfg: DictConfig) -> None:

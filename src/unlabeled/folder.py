@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from unlabeled import checkpoints
-from unlabeled.config import InputError
+from unlabeled.errors import InputError
 from unlabeled.identity import differing, digest, identity
 from unlabeled.lock import HeldError, Lock
 from unlabeled.provenance import commit, now, versions

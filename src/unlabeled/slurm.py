@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from unlabeled.config import InputError
+from unlabeled.errors import InputError
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 INTERACTIVE = ("bash", "interactive")  # names of jobs that a person types in

@@ -15,6 +15,7 @@ from unlabeled.data.rgb import UnreadableError
 from unlabeled.data.sampler import Bad, Key
 from unlabeled.data.splits import Array, Split, rows
 from unlabeled.data.tasks import Cut, by_task, filled
+from unlabeled.errors import InputError
 
 log = logging.getLogger(__name__)
 GREY = torch.full((3, 256, 256), 128, dtype=torch.uint8)
@@ -47,16 +48,16 @@ class Unreadable:
                 if len(self.found) <= NAMED:
                     log.warning("cannot read %s (%s)", self.split.name(i), reason)
         if len(self.found) > self.allowed:
-            raise ValueError(self.message())
+            root = getattr(self.split, "root", None)
+            if root is not None and not root.exists():
+                raise FileNotFoundError(
+                    f"the folder of the images, {root}, is gone: bring it back and start the same "
+                    "command again, to go on from the newest checkpoint"
+                )
+            raise InputError(self.message())
 
     def message(self) -> str:
         """How many, what share, which, and what to do."""
-        root = getattr(self.split, "root", None)
-        if root is not None and not root.exists():
-            return (
-                f"the folder of the images, {root}, is gone: bring it back and start the same "
-                "command again, to go on from the newest checkpoint"
-            )
         n, count = len(self.split), len(self.found)
         names = "".join(
             f"\n  {self.split.name(i)} ({reason})" for i, reason in list(self.found.items())[:5]

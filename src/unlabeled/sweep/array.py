@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from unlabeled import slurm
-from unlabeled.config import InputError
+from unlabeled.errors import InputError
 from unlabeled.sweep import members
 from unlabeled.sweep.launch import say, told
 from unlabeled.sweep.local import tail

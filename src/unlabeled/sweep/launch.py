@@ -9,7 +9,7 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from unlabeled.annotations import nearest
-from unlabeled.config import InputError
+from unlabeled.errors import InputError
 from unlabeled.report import sweep as table
 from unlabeled.sweep import members
 from unlabeled.sweep.members import Member

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unlabeled.config import InputError
+from unlabeled.errors import InputError
 
 RECORDS = ".members"  # in the sweep's folder: NUMBER.json and what members say, NUMBER.log
 FREE = ("launcher", "debug", "resume", "objective", "logger", "data.workers", "data.root")

@@ -10,7 +10,7 @@ from hydra.core.utils import JobStatus, run_job
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from unlabeled import slurm
-from unlabeled.config import InputError
+from unlabeled.errors import InputError
 from unlabeled.report import sweep as table
 from unlabeled.sweep import members
 from unlabeled.sweep.members import Member

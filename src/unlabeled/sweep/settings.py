@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from unlabeled.annotations import mistake, nearest, shown
-from unlabeled.config import InputError, summary
+from unlabeled.config import summary
+from unlabeled.errors import InputError
 
 LEAST = {"jobs": 1, "nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1}
 LEAST |= {"memory": 1, "warning": 10, "requeues": 0}
