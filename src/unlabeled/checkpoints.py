@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from unlabeled.errors import InputError
+
 NEWEST = "last.ckpt"  # then last-1.ckpt, the one before, and so on
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "epoch")
 
@@ -31,6 +33,23 @@ def found(newest: Path) -> list[Path]:
         if match := aged.fullmatch(path.name):
             by_age[int(match[1])] = path
     return [by_age[age] for age in sorted(by_age)]
+
+
+def named(resume: str) -> Path:
+    """The checkpoint that `resume=` names: a file, or a run's folder.
+
+    Raises:
+        InputError: there is none, or no good one.
+    """
+    path = Path(resume)
+    path = path / "checkpoints" / NEWEST if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"resume={resume}: there is no checkpoint {path}")
+    try:
+        read(path)
+    except (DamagedError, ValueError, OSError) as error:
+        raise InputError(f"resume={resume}: {error}") from error
+    return path
 
 
 def read(path: Path) -> dict[str, Any]:

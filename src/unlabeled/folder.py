@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from unlabeled import checkpoints
+from unlabeled.disk import replace
 from unlabeled.errors import InputError
-from unlabeled.identity import differing, digest, identity
+from unlabeled.identity import differing, digest, identity, protocol
 from unlabeled.lock import HeldError, Lock
 from unlabeled.provenance import commit, now, versions
 from unlabeled.redact import hidden
@@ -35,10 +37,7 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 class Folder:
-    """Where one run keeps everything; a context that writes how the run ended.
-
-    Only the first process writes.
-    """
+    """Where a run's first process writes everything; a context that notes how the run ended."""
 
     def __init__(self, path: Path, cfg: DictConfig, hydra: dict[str, Any] | None = None) -> None:
         self.path, self.cfg, self.hydra = path, cfg, hydra
@@ -64,9 +63,14 @@ class Folder:
         if self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-        self.before = self._read("status.json")
+        goes_on = self.cfg.resume == "auto"  # else the weights will be others
+        self.before = self._read("status.json") if goes_on else {}
         self.identity = identity(plain(self.cfg))
-        self._newest = self._newest_good() if self.cfg.resume == "auto" else None
+        self._newest = self._newest_good() if goes_on else None
+        if not self.cfg.method:  # nothing but scores to mix up
+            self._refuse_another_run(self.before.get("identity"))
+        if not (self.cfg.method or goes_on):
+            self._forget_scores()
         self.clock = time.monotonic()
         self.status = {
             "state": "running",
@@ -80,6 +84,7 @@ class Folder:
             "seconds": None,
             "trained": self.before.get("trained"),
             "epochs": self.before.get("epochs"),
+            "evaluated": self.before.get("evaluated", {}),
             "run": digest(self.identity),
             "identity": self.identity,
         }
@@ -124,23 +129,38 @@ class Folder:
             raise OSError(error.errno, told) from error  # type: ignore[union-attr]
 
     def has_scores(self, evaluation: str) -> bool:
-        """Whether an earlier start of this very run left scores of an evaluation."""
-        goes_on = self.cfg.resume == "auto"  # else the weights will be others
-        return (
-            goes_on
-            and self.trained
-            and any(name.split("/")[0] == evaluation for name in self._read("scores.json"))
-        )
+        """Whether an earlier start of this very run left scores of an evaluation as it is now."""
+        known = self.before.get("evaluated", {}).get(evaluation)
+        there = any(name.split("/")[0] == evaluation for name in self.scores())
+        return self.trained and there and known == protocol(plain(self.cfg), evaluation)
 
     @property
     def trained(self) -> bool:
         """Whether an earlier start trained to the length that is asked for now."""
-        return self.before.get("trained") == self.target
+        if not self.cfg.method:
+            return self.cfg.resume == "auto"
+        return self._newest is not None and self.before.get("trained") == self.target
 
     def mark_trained(self, epochs: int) -> None:
-        """Notes that training reached its end, after so many epochs."""
-        self.status |= {"trained": self.target, "epochs": epochs}
+        """Notes that training reached its end, after so many epochs; older weights' scores go."""
+        self._forget_scores()
+        self.status |= {"trained": self.target, "epochs": epochs, "evaluated": {}}
         self._write("status.json", self.status)
+
+    def mark_evaluated(self, evaluations: Sequence[str]) -> None:
+        """Notes which evaluations have their scores in the folder."""
+        config = plain(self.cfg)
+        self.status["evaluated"] |= {name: protocol(config, name) for name in evaluations}
+        self._write("status.json", self.status)
+
+    def scores(self) -> dict[str, float]:
+        """By name; none where nothing was evaluated."""
+        return self._read("scores.json")
+
+    def _forget_scores(self) -> None:
+        stale = {*self.path.glob("scores*.json"), *self.path.glob("figures/*.npz")}
+        for path in stale - {self.path / "figures/samples.npz"} if self.writes else ():
+            path.unlink(missing_ok=True)
 
     def checkpoint(self, resume: str | None) -> Path | None:
         """The checkpoint to go on from: `auto` this folder's, if there is one; a path; `none`.
@@ -152,16 +172,7 @@ class Folder:
             return None
         if resume == "auto":
             return self._newest
-        path = Path(resume)
-        if path.is_dir():
-            path = path / "checkpoints" / checkpoints.NEWEST
-        if not path.is_file():
-            raise InputError(f"resume={resume}: there is no checkpoint {path}")
-        try:
-            checkpoints.read(path)
-        except (checkpoints.DamagedError, ValueError, OSError) as error:
-            raise InputError(f"resume={resume}: {error}") from error
-        return path
+        return checkpoints.named(resume)
 
     def load(self, backbone: nn.Module, checkpoint: Path) -> int:
         """The trained weights of a finished run into its backbone; the epochs it trained."""
@@ -236,15 +247,4 @@ class Folder:
             text = json.dumps(content, indent=2) + "\n"
         else:
             text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        path = self.path / name
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        replace(self.path / name, text)

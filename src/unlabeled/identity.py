@@ -48,6 +48,18 @@ def digest(found: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def protocol(config: Mapping[str, Any], evaluation: str) -> str:
+    """A digest of all that an evaluation's scores depend on besides the weights.
+
+    Args:
+        config: a run's, resolved.
+        evaluation: its name among `evals`.
+    """
+    data = {name: config["data"].get(name) for name in ("eval_decode", "val_share")}
+    beside = {name: config.get(name) for name in ("baselines", "baseline", "feature_dtype")}
+    return digest({"settings": config["evals"].get(evaluation), **data, **beside})
+
+
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Keys whose values differ, sorted."""
     both = {**one, **other}

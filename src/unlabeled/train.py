@@ -171,7 +171,6 @@ def _evaluate(
     supervised: dict[str, float] | None,
     epochs: int | None,
 ) -> dict[str, float]:
-    import json
     import shutil
 
     from unlabeled.callbacks.stages import stages
@@ -204,13 +203,14 @@ def _evaluate(
                 )
             if first:
                 scores.write(folder.path)
+                folder.mark_evaluated(scores.finished)
                 for name, reason in scores.skipped.items():
                     print(f"skipped the evaluation {name}: {reason}")
         if first:
             figures.write(folder.path / "figures", store, backbone, data, seed=cfg.seed)
             if cfg.features is None and not cfg.keep_features:
                 shutil.rmtree(store.folder, ignore_errors=True)
-    return json.loads(path.read_text()) if path.exists() else {}
+    return folder.scores()
 
 
 def _named(cfg: DictConfig) -> bool:

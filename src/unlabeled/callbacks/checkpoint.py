@@ -76,14 +76,14 @@ class Checkpoint(LightningCheckpoint):
             self._temporary.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Drops logged rows of updates that the checkpoint does not hold: they come again."""
+        """Drops logged rows of updates that the checkpoint does not hold, and of another run's."""
         self._step, self._clock = trainer.global_step, monotonic()
         given = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
         self._another = given is None or given.parent != self.path.parent.resolve()
         self._saved = trainer.global_step if given == self.path.resolve() else None
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
-                logger.rewind(trainer.global_step)
+                logger.rewind(0 if self._another else trainer.global_step)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]

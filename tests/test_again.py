@@ -1,0 +1,99 @@
+"""Commands started again in a folder: what counts as done, and which scores are still true."""
+
+import json
+import shutil
+
+import pytest
+from test_runs import TINY, checkpoint, metrics, same_weights, unlabeled
+
+from unlabeled.method import Method
+
+QUICK = ["evals=knn", "evals.knn.k=[1]", "baselines=false"]
+KNN = "knn/k1_t0.07/top1"
+
+
+def names(out):
+    path = out / "scores.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {name for name in found if name.endswith("top1")}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run that was trained and scored."""
+    out = tmp_path_factory.mktemp("first")
+    assert unlabeled(*TINY, *QUICK, f"hydra.run.dir={out}") == (0, "")
+    assert names(out) == {KNN}
+    return out
+
+
+@pytest.fixture
+def copy(first, tmp_path):
+    """Another folder of the same run."""
+    return shutil.copytree(first, tmp_path / "copy")
+
+
+def test_a_finished_run_goes_on_from_the_path_that_is_named(copy, tmp_path):
+    out = tmp_path / "other"
+    lines = [*TINY, "evals=none", "seed=1"]
+    assert unlabeled(*lines, "trainer.max_steps=2", f"hydra.run.dir={out}") == (0, "")
+    assert unlabeled(*lines, f"resume={out}", f"hydra.run.dir={copy}") == (0, "")
+    assert [row["step"] for row in metrics(copy)] == ["2", "3"]  # it trained, from there
+    assert checkpoint(copy)["global_step"] == 4
+    assert names(copy) == set()  # they were of other weights
+    assert not (copy / "figures/embedding.npz").exists()
+
+
+def test_what_was_begun_anew_and_broke_off_is_not_taken_for_finished(copy, tmp_path, monkeypatch):
+    lines = [*TINY, "evals=none", "callbacks.checkpoint.every_n_steps=1"]
+
+    def broken(self, batch, batch_idx):
+        if batch["step"] == 2:
+            raise RuntimeError("no such luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Method, "on_train_batch_start", broken)
+        code, _ = unlabeled(*lines, "seed=1", "resume=none", f"hydra.run.dir={copy}")
+    assert code == 1
+    assert checkpoint(copy)["global_step"] == 2
+    assert unlabeled(*lines, "seed=1", f"hydra.run.dir={copy}") == (0, "")
+    assert checkpoint(copy)["global_step"] == 4
+    assert unlabeled(*lines, "seed=1", f"hydra.run.dir={tmp_path / 'whole'}") == (0, "")
+    assert same_weights(copy, tmp_path / "whole")
+
+
+def test_a_longer_training_leaves_no_scores_of_the_shorter_one(copy):
+    again = [*TINY, "trainer.max_steps=6", f"hydra.run.dir={copy}"]
+    assert unlabeled(*again, "evals=none") == (0, "")
+    assert names(copy) == set()
+    assert unlabeled(*again, *QUICK) == (0, "")
+    assert names(copy) == {KNN}
+
+
+@pytest.mark.parametrize(
+    ("line", "now"), [("evals.knn.k=[1,2]", "knn/k2_t0.07/top1"), ("baselines=true", None)]
+)
+def test_an_evaluation_with_other_settings_is_missing(copy, line, now):
+    lines = [*TINY, *(x for x in QUICK if x.partition("=")[0] != line.partition("=")[0])]
+    assert unlabeled(*lines, line, f"hydra.run.dir={copy}") == (0, "")
+    assert {KNN, now or f"baseline/random/{KNN}"} <= names(copy)
+    written = (copy / "scores.json").stat().st_mtime_ns
+    assert unlabeled(*lines, line, f"hydra.run.dir={copy}") == (0, "")
+    assert (copy / "scores.json").stat().st_mtime_ns == written  # now it is there
+
+
+def test_evaluating_alone_is_done_once_and_for_one_backbone(first, tmp_path):
+    lines = ["method=none", *(x for x in TINY if x.startswith(("data", "trainer"))), *QUICK]
+    out = f"hydra.run.dir={tmp_path / 'run'}"
+    scored = [*lines, "backbone=checkpoint", f"backbone.path={first}", out]
+    assert unlabeled(*scored) == (0, "")
+    written = (tmp_path / "run/scores.json").stat().st_mtime_ns
+    assert unlabeled(*scored) == (0, "")
+    assert (tmp_path / "run/scores.json").stat().st_mtime_ns == written
+    code, says = unlabeled(*lines, "backbone.width=16", out)
+    assert code == 2
+    assert "holds another run" in says
+    other = [*lines, "evals=none", "resume=none", "backbone.width=16", out]
+    other.remove("evals.knn.k=[1]")
+    assert unlabeled(*other) == (0, "")
+    assert names(tmp_path / "run") == set()
