@@ -4,9 +4,12 @@ import json
 import shutil
 
 import pytest
-from test_runs import TINY, checkpoint, metrics, same_weights, unlabeled
+from PIL import Image
+from test_runs import TINY, checkpoint, folder, in_folder, metrics, same_weights, status, unlabeled
 
 from unlabeled.method import Method
+
+__all__ = ["folder"]  # the fixture
 
 QUICK = ["evals=knn", "evals.knn.k=[1]", "baselines=false"]
 KNN = "knn/k1_t0.07/top1"
@@ -97,3 +100,47 @@ def test_evaluating_alone_is_done_once_and_for_one_backbone(first, tmp_path):
     other.remove("evals.knn.k=[1]")
     assert unlabeled(*other) == (0, "")
     assert names(tmp_path / "run") == set()
+
+
+def test_scoring_needs_no_full_batch(folder, tmp_path):
+    lines = [*in_folder(folder / "labelled"), "data.layout.test_share=0.2", *QUICK]
+    lines = ["method=none", *(x for x in lines if not x.startswith(("method", "optim", "aug")))]
+    assert unlabeled(*lines, "data.batch_size=1000", f"hydra.run.dir={tmp_path}") == (0, "")
+    assert names(tmp_path) == {KNN}
+
+
+def test_what_nobody_asked_for_needs_no_labels(folder, tmp_path, capsys):
+    lines = [*in_folder(folder / "bare"), "data.batch_size=8", "trainer.max_steps=1"]
+    assert unlabeled(*lines, f"hydra.run.dir={tmp_path / 'default'}") == (0, "")
+    assert "skipped the evaluation knn: the images of the train" in capsys.readouterr().out
+    code, says = unlabeled(*lines, "evals=standard", f"hydra.run.dir={tmp_path / 'typed'}")
+    assert code == 2
+    assert "the evaluation 'knn' cannot run" in says
+
+
+@pytest.mark.parametrize("tier", ["folder", "memory"])
+def test_images_that_cannot_be_read_are_wrong_input(tmp_path, tier):
+    (tmp_path / "images").mkdir()
+    for i in range(20):
+        Image.new("RGB", (20, 20), (9 * i, 0, 0)).save(tmp_path / f"images/{i}.png")
+    for i in range(5):
+        (tmp_path / f"images/{i}.png").write_bytes(b"broken")
+    lines = [*in_folder(tmp_path / "images"), f"data.tier={tier}", "data.workers=0", "evals=none"]
+    code, says = unlabeled(*lines, "data.batch_size=8", f"hydra.run.dir={tmp_path / 'run'}")
+    assert code == 2
+    assert "cannot be read, more than data.max_unreadable=0.01 allows" in says
+    assert status(tmp_path / "run")["state"] == "failed"
+
+
+def test_a_training_without_end_is_refused(tmp_path):
+    endless = ["trainer.max_steps=-1", "trainer.max_epochs=-1"]
+    code, says = unlabeled(*TINY, *endless, "evals=none", f"hydra.run.dir={tmp_path}")
+    assert code == 2
+    assert "give trainer.max_epochs or trainer.max_steps" in says
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_a_seed_out_of_range_is_named(tmp_path, seed):
+    code, says = unlabeled(*TINY, "evals=none", f"seed={seed}", f"hydra.run.dir={tmp_path}")
+    assert code == 2
+    assert f"seed must be in [0, 4294967295], got {seed}" in says

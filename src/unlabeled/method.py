@@ -1,5 +1,6 @@
 """The one base class: a backbone, an augmentation, an optimizer, and a loss to be written."""
 
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -238,7 +239,10 @@ class Method(pl.LightningModule):
         self.after_step()
 
     def configure_optimizers(self) -> Any:
-        self._total_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ValueError("a training must end: give trainer.max_epochs or trainer.max_steps")
+        self._total_steps = max(1, int(steps))
         accumulated = self.trainer.accumulate_grad_batches
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         batch_size = data.batch_size * accumulated

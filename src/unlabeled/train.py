@@ -50,9 +50,11 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
     with Folder(out, cfg, hydra_files()) as folder:
         with building():
             supervised = supervised_scores(cfg.baseline.supervised)
+            if not 0 <= cfg.seed < 1 << 32:
+                raise ValueError(f"seed must be in [0, 4294967295], got {cfg.seed}")
             pl.seed_everything(cfg.seed, workers=True, verbose=False)
             data = instantiate(cfg.data)
-            data.setup("fit")
+            data.setup("fit" if cfg.method else "test")
             evals = {name: instantiate(node) for name, node in cfg.evals.items()}
             todo = {name: e for name, e in evals.items() if not folder.has_scores(str(name))}
             if _named(cfg):
@@ -215,8 +217,12 @@ def _evaluate(
 
 def _named(cfg: DictConfig) -> bool:
     """Whether evaluations were chosen by name, so that one that cannot run is an error."""
-    chosen = HydraConfig.get().runtime.choices.get("evals") if HydraConfig.initialized() else None
-    return chosen != "all"
+    if not HydraConfig.initialized():
+        return True
+    hydra = HydraConfig.get()
+    chosen = hydra.runtime.choices.get("evals")
+    typed = any(line.lstrip("+").startswith("evals") for line in hydra.overrides.task)
+    return typed if chosen == "standard" else chosen != "all"
 
 
 def main() -> None:
