@@ -114,7 +114,7 @@ def test_shards_learn_as_one_process_does_and_go_on_from_each_others_checkpoints
 def test_methods_that_need_whole_weights_refuse_shards(name, tiny):
     method, *_ = tiny(name)
     method._device_mesh = {"data_parallel": None}  # as the strategy sets it
-    with pytest.raises(ValueError, match=f"{type(method).__name__} does not: use trainer=ddp"):
+    with pytest.raises(ValueError, match=f"{type(method).__name__}, unlike what trainer=fsdp"):
         method.configure_model()
 
 

@@ -178,14 +178,11 @@ class Method(pl.LightningModule):
         if self.device_mesh is None or self.sharded:
             return  # only trainer=fsdp makes a mesh
         alone = type(self).begin_epoch is Method.begin_epoch and self.automatic_optimization
-        if not alone or self.whole_weights:
-            raise ValueError(
-                f"trainer=fsdp trains methods that look at images and gradients in training steps "
-                f"alone, which {type(self).__name__} does not: use trainer=ddp"
-            )
-        units = getattr(self.backbone, "units", [self.backbone])
-        mesh = self.device_mesh["data_parallel"]
-        dist.shard(self, units, mesh, ("training_step", "measure"))
+        if self.whole_weights or not alone:
+            reason = "looks at images or gradients outside its training steps: use trainer=ddp"
+            raise ValueError(f"{type(self).__name__}, unlike what trainer=fsdp trains, {reason}")
+        units, mesh = getattr(self.backbone, "units", [self.backbone]), self.device_mesh
+        dist.shard(self, units, mesh["data_parallel"], ("training_step", "measure"))
         self.sharded = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
