@@ -67,7 +67,7 @@ def rows(rounds: int = 4) -> list[Row]:
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "photographs")
-        photographs(root, (rounds + 2) * BATCH)
+        which = photographs(root, (rounds + 2) * BATCH)
         peers, absent = {}, {}
         for name, build in PEERS.items():
             for said, bf16 in ((name, False), (f"{name}, in bfloat16 too", True)):
@@ -77,7 +77,7 @@ def rows(rounds: int = 4) -> list[Row]:
                     absent[said] = str(error)
         spent, precision = train(Turns(peers), root, Path(folder), rounds + 1)
     note = (
-        f"SimCLR, ResNet-18, {SIDE}x{SIDE}, batch {BATCH}, JPEGs of 500x375, one core does all, "
+        f"SimCLR, ResNet-18, {SIDE}x{SIDE}, batch {BATCH}, {which}, one core does all, "
         f"ours {precision}; median of {rounds} steps' CPU time"
     )
     title = "from files to updates, images/s: here /"

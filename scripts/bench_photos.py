@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import bench_decode
 import torch
 from bench_augment import CONF, kornia_ops
-from bench_decode import noise
 from bench_peers import SIDE, Pair, lightly_views, solo_views
 from bench_rows import Row, per_round
 from hydra.utils import instantiate
@@ -23,13 +23,19 @@ from unlabeled.draws import Draws
 IMAGES, DEVICE_BATCH = 64, 32
 
 
-def photographs(root: Path, count: int = IMAGES) -> None:
-    """`count` files of made-up photographs of ImageNet's usual size, in two folders."""
-    made = noise()
+def photographs(root: Path, count: int = IMAGES) -> str:
+    """`count` JPEGs of about 500x375, as large as ImageNet's, in two folders.
+
+    Pascal VOC's, where `UNLABELED_DATA` has them, over and over if they are few; else noise, which
+    costs a decoder nearly twice as much. Returns which.
+    """
+    real = bench_decode.photographs("VOCdevkit")
+    made = real or bench_decode.noise()
     for i in range(count):
         place = root / "train" / "ab"[i % 2] / f"{i:05}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(made[i % len(made)])
+    return "JPEGs of Pascal VOC" if real else "JPEGs of noise"
 
 
 def rows(root: Path, rounds: int = 5, images: int = 16) -> list[Row]:
@@ -45,7 +51,7 @@ def rows(root: Path, rounds: int = 5, images: int = 16) -> list[Row]:
 
 def worker_rows(root: Path, rounds: int, images: int) -> list[Row]:
     """From JPEGs to batches, in a worker: crops here, finished views elsewhere."""
-    photographs(root, IMAGES)
+    which = photographs(root, IMAGES)
     split = Folder()(root, 0)["train"]
     ours = TrainingRows(split, Crops(size=SIDE, count=2), 0, 1)
     turns = iter(range(1 << 40))
@@ -63,7 +69,7 @@ def worker_rows(root: Path, rounds: int, images: int) -> list[Row]:
         except ImportError as error:
             absent[name] = str(error)
     note = (
-        f"made-up JPEGs of 500x375, one core, {images} images a turn; median of {rounds} "
+        f"{which}, one core, {images} images a turn; median of {rounds} "
         f"rounds of CPU time; theirs include colours and blur, which here are the device's"
     )
     return _compared(
