@@ -580,8 +580,8 @@ def test_a_grey_backbone_sees_no_colours_and_passes_grey_images():
     rgb = uniform(2, 3, 16, 16, dtype=torch.float32)
     luma = (rgb * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
     expected = normalize(luma.expand(2, 3, 16, 16).contiguous())
-    torch.testing.assert_close(grey.grey(normalize(rgb)), expected)
-    torch.testing.assert_close(grey.grey(expected), expected)
+    torch.testing.assert_close(grey.seen(normalize(rgb)), expected)
+    torch.testing.assert_close(grey.seen(expected), expected)
     torch.testing.assert_close(grey(normalize(rgb)), model(expected), atol=1e-4, rtol=1e-4)
     assert channels(grey) == channels(model)
     assert grey.dim == model.dim

@@ -486,14 +486,14 @@ def test_sobel_is_a_two_channel_network_on_gradients():
     grey = x.mean(1, keepdim=True)
     kx = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
     edges = torch.cat([F.conv2d(grey, k.view(1, 1, 3, 3), padding=1) for k in (kx, kx.T)], 1)
-    torch.testing.assert_close(sobel.edges(x)[:, :2], edges, atol=1e-5, rtol=1e-5)
-    assert not sobel.edges(x)[:, 2].any()
+    torch.testing.assert_close(sobel.seen(x)[:, :2], edges, atol=1e-5, rtol=1e-5)
+    assert not sobel.seen(x)[:, 2].any()
     first = F.conv2d(edges, net.conv1.weight[:, :2], stride=net.conv1.stride, padding=1)
-    torch.testing.assert_close(net.conv1(sobel.edges(x)), first, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(net.conv1(sobel.seen(x)), first, atol=1e-4, rtol=1e-4)
     assert sobel.dim == net.dim
     torch.testing.assert_close(sobel.stages(x)["res5"].mean((2, 3)), sobel(x))
     flat = torch.full((1, 3, 9, 9), 0.7)
-    assert sobel.edges(flat)[..., 1:-1, 1:-1].abs().max() < 1e-6  # colour alone is invisible
+    assert sobel.seen(flat)[..., 1:-1, 1:-1].abs().max() < 1e-6  # colour alone is invisible
     shift = torch.tensor([0.5, -0.2, -0.3]).view(3, 1, 1)
     torch.testing.assert_close(sobel(x + shift), sobel(x), atol=1e-4, rtol=1e-4)
 

@@ -256,16 +256,16 @@ def test_sizes_of_pixelation_are_uniform_in_pixels(monkeypatch):
 def test_contrast_is_fixed_and_in_front_of_every_stage():
     net = Contrast(ResNet(depth=18, width=16, stem="small"), rms=0.87).eval()
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    seen = net.normalized(x * 7 + torch.tensor([1.0, -2.0, 3.0]).view(3, 1, 1))
-    near(seen, net.normalized(x), 1e-5)
+    seen = net.seen(x * 7 + torch.tensor([1.0, -2.0, 3.0]).view(3, 1, 1))
+    near(seen, net.seen(x), 1e-5)
     near(seen.mean((2, 3)), torch.zeros(4, 3))
     near(seen.square().mean((1, 2, 3)).sqrt(), torch.full((4,), 0.87), 1e-5)
     near(net(x), net.model(seen), 1e-5)
     near(net.stages(x)["res3"], net.model.stages(seen)["res3"], 1e-4)
-    assert net.normalized(torch.ones(1, 3, 4, 4)).abs().max() == 0
+    assert net.seen(torch.ones(1, 3, 4, 4)).abs().max() == 0
     alone = seen[:1].clone()
     alone[:, 1:] *= 0.01  # a patch that lost two colours has the same energy
-    assert net.normalized(alone).square().mean().sqrt() == pytest.approx(0.87, rel=1e-4)
+    assert net.seen(alone).square().mean().sqrt() == pytest.approx(0.87, rel=1e-4)
     assert 50 / 255 / (sum(STD) / 3) == pytest.approx(0.87, abs=0.01)
 
 

@@ -1,11 +1,11 @@
 """Every image at the same contrast: a fixed step in front of any backbone."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
+from unlabeled.backbones.behind import Behind
 
-class Contrast(nn.Module):
+
+class Contrast(Behind):
     """A backbone that sees images with centred channels and one root mean square.
 
     Relative position's patches are normalised so that gradients of brightness are a less useful
@@ -19,28 +19,13 @@ class Contrast(nn.Module):
     """
 
     def __init__(self, model: nn.Module, *, rms: float = 0.87) -> None:
-        super().__init__()
         if rms <= 0:
             raise ValueError(f"rms must be positive, got {rms}")
-        self.model, self.rms = model, rms
-        self.dim = int(model.dim)  # type: ignore[arg-type]
-        inner: Any = getattr(model, "config", None)
-        target = "unlabeled.backbones.contrast.Contrast"
-        self.config: dict[str, Any] | None = inner and {
-            "_target_": target,
-            "model": inner,
-            "rms": rms,
-        }
+        super().__init__(model, {"rms": rms})
+        self.rms = rms
 
-    def normalized(self, x: Tensor) -> Tensor:
+    def seen(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) at this contrast; constant ones are zero."""
         x = x - x.mean((2, 3), keepdim=True)
         scale = x.square().mean((1, 2, 3), keepdim=True).clamp(min=1e-8).rsqrt()
         return x * (scale * self.rms)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(self.normalized(x))
-
-    def stages(self, x: Tensor) -> dict[str, Tensor]:
-        """The model's own maps."""
-        return self.model.stages(self.normalized(x))  # type: ignore[operator]

@@ -1,17 +1,16 @@
 """No colours: a fixed filter in front of any backbone."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlabeled.backbones.behind import Behind
 from unlabeled.backbones.wrapped import IMAGENET
 
 LUMA = (0.299, 0.587, 0.114)
 
 
-class Grey(nn.Module):
+class Grey(Behind):
     """A backbone that sees three times the grey value of its images, normalised like them.
 
     For what was trained on grey images (colourisation): evaluations and exports then see what
@@ -24,12 +23,7 @@ class Grey(nn.Module):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.dim = int(model.dim)  # type: ignore[arg-type]
-        inner: Any = getattr(model, "config", None)
-        target = "unlabeled.backbones.grey.Grey"
-        self.config: dict[str, Any] | None = inner and {"_target_": target, "model": inner}
+        super().__init__(model)
         # sum_k c_k (x_k s_k + m_k), and the same normalisation again
         c, m, s = (torch.tensor(v) for v in (LUMA, *IMAGENET))
         self.weight: Tensor
@@ -38,13 +32,6 @@ class Grey(nn.Module):
         self.register_buffer("weight", weight[:, :, None, None], persistent=False)
         self.register_buffer("bias", bias, persistent=False)
 
-    def grey(self, x: Tensor) -> Tensor:
+    def seen(self, x: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) without their colours."""
         return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(self.grey(x))
-
-    def stages(self, x: Tensor) -> dict[str, Tensor]:
-        """The model's own maps of the grey images."""
-        return self.model.stages(self.grey(x))  # type: ignore[operator]

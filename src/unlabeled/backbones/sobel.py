@@ -1,16 +1,16 @@
 """Edges instead of colours: a fixed filter in front of any backbone."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from unlabeled.backbones.behind import Behind
 
 GREY = (1 / 3, 1 / 3, 1 / 3)  # of normalised channels
 ACROSS = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 
 
-class Sobel(nn.Module):
+class Sobel(Behind):
     """A backbone that sees two channels: the horizontal and vertical gradients of the grey image.
 
     Unsupervised networks otherwise cling to colour (Bojanowski & Joulin, 2017; Caron et al., 2018,
@@ -25,24 +25,12 @@ class Sobel(nn.Module):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.dim = int(model.dim)  # type: ignore[arg-type]
-        inner: Any = getattr(model, "config", None)
-        target = "unlabeled.backbones.sobel.Sobel"
-        self.config: dict[str, Any] | None = inner and {"_target_": target, "model": inner}
+        super().__init__(model)
         kernel = torch.tensor(ACROSS)
         weight = torch.tensor(GREY)[None, :, None, None] * torch.stack([kernel, kernel.T])[:, None]
         self.weight: Tensor
         self.register_buffer("weight", F.pad(weight, (0, 0, 0, 0, 0, 0, 0, 1)), persistent=False)
 
-    def edges(self, x: Tensor) -> Tensor:
+    def seen(self, x: Tensor) -> Tensor:
         """Gradients (B, 3, H, W) of normalised images: across, down, and zero."""
         return F.conv2d(x, self.weight.to(x.dtype), padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(self.edges(x))
-
-    def stages(self, x: Tensor) -> dict[str, Tensor]:
-        """The model's own maps of the gradients."""
-        return self.model.stages(self.edges(x))  # type: ignore[operator]
