@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unlabeled.data.decode import Center, pixels
+from unlabeled.data.decode import Center
 from unlabeled.data.images import Images
+from unlabeled.data.rgb import pil, tensor
 from unlabeled.data.splits import Array, Files
 from unlabeled.truth import KINDS, Annotated, Kept, Read, Window, moved
 
@@ -86,14 +87,14 @@ def test_a_limit_keeps_annotations_beside_their_images(tmp_path, kind):
 def test_the_window_of_a_crop_is_where_its_pixels_come_from():
     rows, columns = torch.arange(40).view(-1, 1), torch.arange(60).view(1, -1)
     image = torch.stack([rows.expand(40, 60), columns.expand(40, 60), rows * 0 + columns * 0])
-    picture = Image.fromarray(image.permute(1, 2, 0).to(torch.uint8).numpy())
+    image = image.to(torch.uint8)
     crop = Center(size=10, resize=20)
     window = crop.window(40, 60)
     assert window == Window(10, 20, 20, 20, 10, 10)
-    (cut,) = crop(picture)
+    (cut,) = crop(image)
     assert cut[0, :, 0].tolist() == pytest.approx([10.5 + 2 * i for i in range(10)], abs=1)
     assert cut[1, 0].tolist() == pytest.approx([20.5 + 2 * i for i in range(10)], abs=1)
-    assert pixels(picture).equal(image.to(torch.uint8))
+    assert tensor(pil(image)).equal(image)
 
 
 def test_annotations_move_into_a_crop():
