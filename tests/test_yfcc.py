@@ -215,6 +215,78 @@ def test_supervised_data_give_labels(root):
     assert len(set(seen)) == len(seen) == 16
 
 
+@pytest.mark.parametrize("tier", ["folder", "memory"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_have_all_tags_of_their_images(root, tier, workers):
+    data = Images(
+        root=str(root),
+        layout=YFCC(count=20, target="tags", classes=3),
+        decode=Crops(size=8),
+        eval_decode=Center(size=8),
+        batch_size=5,
+        workers=workers,
+        tier=tier,
+        size=8,
+    )
+    data.setup("fit")
+    assert {"label", "tags"} <= data.gives
+    known = data.annotation("train", "tags")
+    for batch in (*data.train_dataloader(), *data.scan("train", batch_size=7)):
+        assert batch["tags"].dtype == torch.int64
+        for i, tags, label in zip(batch["index"], batch["tags"], batch["label"], strict=True):
+            assert tags[tags >= 0].tolist() == known[int(i)].tolist()
+            assert label in tags
+
+
+def test_without_tags_batches_have_none(root):
+    data = Images(
+        root=str(root),
+        layout=YFCC(count=15, target="geo"),
+        decode=Crops(size=8),
+        eval_decode=Center(size=8),
+        batch_size=5,
+        workers=0,
+        tier="folder",
+    )
+    data.setup("fit")
+    assert "tags" not in data.gives
+    assert "tags" not in next(iter(data.train_dataloader()))
+
+
+RUN = [
+    *("data=yfcc1m", "data.layout.count=20", "data.layout.classes=3", "data.limit=null"),
+    *("data.batch_size=4", "data.workers=0", "decode.size=8", "data.size=8"),
+    *("data.eval_decode.size=8", "data.eval_decode.resize=8"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("targets", ["softmax", "sigmoid"])
+def test_supervised_learns_from_tags(tiny, root, targets):
+    """From the metadata of the official layout to a network that tells what it was shown."""
+    own = [f"data.root={root}", "data.layout.target=tags", f"method.targets={targets}"]
+    rate = ["method.optim.lr=0.5", "method.optim.scaling=none", "trainer.max_epochs=30"]
+    method, data, trainer = tiny("supervised", *RUN, *own, *rate)
+    losses = []
+    method.on_train_batch_end = lambda out, *_: losses.append(out["loss"].item())
+    trainer.fit(method, data)
+    assert method.head.out_features == 3
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert method.head(method.backbone(torch.zeros(2, 3, 8, 8))).argmax(1).tolist() == [0, 0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_supervised_learns_places_and_names_missing_tags(tiny, root):
+    own = [f"data.root={root}", "data.layout.target=geo", "data.layout.count=15"]
+    own += ["data.layout.classes=50"]
+    method, data, trainer = tiny("supervised", *RUN, *own, "trainer.max_epochs=1")
+    trainer.fit(method, data)
+    assert method.head.out_features == len(data.classes) == 15
+    method, data, trainer = tiny("supervised", *RUN, *own, "method.targets=softmax")
+    with pytest.raises(ValueError, match=r"needs \['tags'\].*gives \['crops', 'index', 'label'\]"):
+        trainer.fit(method, data)
+
+
 def test_shards_give_a_subset_too(tmp_path):
     from test_shards import COUNT, values, write
 

@@ -18,6 +18,7 @@ class Batch(TypedDict, total=False):
     frames: Tensor  # (B, T) int64, which pictures of its recording a clip shows
     index: Tensor  # (B,) int64, position in the training set
     label: Tensor  # (B,) int64, never read by a self-supervised loss
+    tags: Tensor  # (B, M) int64, all the labels of an image that has several; -1 fills up
     step: int  # how many batches the run has drawn before this one: the key of randomness
     task: str  # which of a multi-task method's tasks made this batch
     tasks: dict[str, "Batch"]  # or what each of them made: crops, then views, mask and target

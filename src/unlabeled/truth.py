@@ -11,6 +11,7 @@ them into a crop. Real data sets and rendered ones follow the same table:
 | `box_labels` | (M,) int64: class of each box |
 | `difficult` | (M,) bool: boxes that count neither as found nor as missed |
 | `presence` | (C,) int64: for each class, 1 it is in the image, -1 it is not, 0 it does not count |
+| `tags` | (M,) int64: all of its classes, where images have several and no other is denied |
 | `masks` | (H, W) uint8: m + 1 on the visible pixels of object m, 0 elsewhere, 255 unknown |
 | `segmentation` | (H, W) uint8: c + 1 on pixels of class c, 0 background, 255 unknown |
 | `normals` | (3, H, W) float32 of length 1: x right, y up, z to the viewer; 0 where unknown |
@@ -34,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 KINDS = (
-    *("boxes", "box_labels", "difficult", "presence", "masks", "segmentation", "normals"),
+    *("boxes", "box_labels", "difficult", "presence", "tags", "masks", "segmentation", "normals"),
     *("keypoints", "lengths", "factors", "tracks", "motion"),
 )
 UNKNOWN = 255  # in masks and segmentation

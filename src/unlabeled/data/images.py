@@ -12,7 +12,7 @@ from unlabeled.batch import Batch
 from unlabeled.data.annotated import Annotations
 from unlabeled.data.decode import Decode
 from unlabeled.data.layouts import Layout
-from unlabeled.data.reading import MemoryRows, TrainingRows
+from unlabeled.data.reading import MemoryRows, TrainingRows, answers
 from unlabeled.data.sampler import Batches, Loader, Order
 from unlabeled.data.splits import digest, divide
 from unlabeled.data.store import Store, cores
@@ -77,7 +77,7 @@ class Images(Annotations, pl.LightningDataModule):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.tier, self.side, self.val_share = tier, size, val_share
         cut = {"crops", "task"} if isinstance(self.decode, Tasks) else {"crops"}
-        self.gives = frozenset({"index", *cut})  # with "label" from `setup` on if there are any
+        self.gives = frozenset({"index", *cut})  # from `setup` on with `answers`
         self.count = 0
         self.classes: list[str] = []
         self._store: Store | None = None
@@ -108,7 +108,7 @@ class Images(Annotations, pl.LightningDataModule):
         store = self._read()
         split, unreadable = store.split("train"), store.unreadable["train"]
         if store.in_memory("train"):
-            rows = MemoryRows(store.pixels("train"), split.labels, unreadable.found)
+            rows = MemoryRows(store.pixels("train"), split, unreadable.found)
         else:
             rows = TrainingRows(split, self.decode, self.seed, unreadable.allowed + 1)
         return Loader(rows, self._batches(), workers=self._workers(), report=unreadable)
@@ -215,8 +215,7 @@ class Images(Annotations, pl.LightningDataModule):
             self._store = self._open()
             train = self._store.split("train")
             self.count, self.classes = len(train), list(train.classes)
-            if train.labels is not None:
-                self.gives |= {"label"}
+            self.gives |= answers(train)
         return self._store
 
     def _batches(self) -> Batches:

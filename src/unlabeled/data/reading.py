@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from unlabeled.batch import Batch
 from unlabeled.data.decode import Center, Decode
@@ -93,7 +94,7 @@ class TrainingRows:
             index.append(found[0])
             for task, each in found[1].items():
                 cut[task].append(each)
-        batch = labelled([], torch.tensor(index), self.split.labels)
+        batch = labelled([], torch.tensor(index), self.split)
         batch["step"] = step
         return filled(batch, {task: stacked(each) for task, each in cut.items()}), bad
 
@@ -120,7 +121,7 @@ class PlainRows:
     def __getitem__(self, positions: Sequence[int]) -> tuple[Batch, Bad]:
         bad: Bad = []
         cut = [self._cut(i, bad) for i in positions]
-        batch = labelled([], torch.tensor(positions), self.split.labels)
+        batch = labelled([], torch.tensor(positions), self.split)
         return filled(batch, {"": stacked(cut)}), bad
 
     def _cut(self, i: int, bad: Bad) -> Cut:
@@ -136,19 +137,19 @@ class MemoryRows:
 
     Args:
         pixels: (N, 3, S, S) uint8.
-        labels: (N,) int64 or None.
+        split: the images.
         bad: positions of unreadable images, replaced by the next readable one.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor | None, bad: Iterable[int]) -> None:
-        self.pixels, self.labels = pixels, labels
+    def __init__(self, pixels: Tensor, split: Split, bad: Iterable[int]) -> None:
+        self.pixels, self.split = pixels, split
         self.instead = torch.arange(len(pixels))
         for i in sorted(bad, reverse=True):  # backwards, so that a run of them ends at the same
             self.instead[i] = self.instead[(i + 1) % len(pixels)]
 
     def __getitem__(self, keys: Sequence[Key]) -> tuple[Batch, Bad]:
         index = self.instead[torch.tensor([index for index, _, _ in keys])]
-        batch = labelled([rows(self.pixels, index)], index, self.labels)
+        batch = labelled([rows(self.pixels, index)], index, self.split)
         batch["step"] = keys[0][2]
         return batch, []
 
@@ -191,9 +192,18 @@ def stacked(samples: Sequence[Cut]) -> Cut:
     return Batch(crops=crops, **rest)  # type: ignore
 
 
-def labelled(crops: list[Tensor], index: Tensor, labels: Tensor | None) -> Batch:
-    """A batch of crops of the images at `index`, with their labels if there are any."""
+def answers(split: Split) -> frozenset[str]:
+    """What batches of a split have for supervised learning: "label", "tags"."""
+    has = {"label": split.labels is not None, "tags": "tags" in split.annotations}
+    return frozenset(name for name, there in has.items() if there)
+
+
+def labelled(crops: list[Tensor], index: Tensor, split: Split) -> Batch:
+    """A batch of crops of the images at `index`, with their labels and tags if there are any."""
     batch = Batch(crops=crops, index=index)
-    if labels is not None:
-        batch["label"] = labels[index]
+    if split.labels is not None:
+        batch["label"] = split.labels[index]
+    if (tags := split.annotations.get("tags")) is not None:
+        several = list(tags.several(index.tolist()))
+        batch["tags"] = pad_sequence(several, batch_first=True, padding_value=-1)
     return batch

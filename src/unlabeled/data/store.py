@@ -110,7 +110,7 @@ class Store:
             index = torch.tensor(part)
             found = pixels[part.start : part.stop] if isinstance(part, range) else pixels[index]
             crops = decode.batched(found, Draws(*key, part[0], rows=len(part)))
-            yield labelled(crops, index, split.labels)
+            yield labelled(crops, index, split)
 
 
 def cores() -> int:

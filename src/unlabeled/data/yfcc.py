@@ -98,8 +98,9 @@ class YFCC:
         subset_seed: fixes the subset; no function of the run's seed.
         target: labels for `supervised`. "tags": of the `classes` tags that most photographs of
             the subset have, one that the photograph has, drawn once (Joulin et al., 2016,
-            https://arxiv.org/abs/1511.02251); "geo": the cell of `cell` degrees that it was taken
-            in, of the `classes` that have most. Photographs without are left out of the subset.
+            https://arxiv.org/abs/1511.02251), and all of them as annotation `tags`; "geo": the
+            cell of `cell` degrees that it was taken in, of the `classes` that have most.
+            Photographs without are left out of the subset.
         classes: at most so many.
         cell: side of a cell in degrees of latitude; cells are as wide as that on the equator.
         buffer: see `Shards`.

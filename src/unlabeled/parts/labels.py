@@ -43,6 +43,13 @@ class PseudoLabels(nn.Module):
         return self.of[index]
 
 
+def multi_hot(tags: Tensor, classes: int) -> Tensor:
+    """(B, C) float32: 1 for the classes of each row of tags (B, M) int64, where -1 is none."""
+    marked = torch.zeros(len(tags), classes + 1, device=tags.device)
+    marked.scatter_(1, tags.where(tags >= 0, classes), 1.0)
+    return marked[:, :classes]
+
+
 class LabelNoise(nn.Module):
     """Replaces each image's label with probability p, always by the same one.
 
