@@ -28,8 +28,9 @@ class Method(pl.LightningModule):
         optim: builds the optimizer and its schedule from this module.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"crops", "index"})  # what `data` must give
+    needs: frozenset[str] = frozenset({"crops", "index"})  # what `data` must give
     whole_weights: ClassVar[bool] = False  # whether it handles them itself: not in shards
+    revisits: ClassVar[bool] = False  # keeps something of each image until it is met again
     pretext: ClassVar[bool] = False  # whether `measure` tells something: a task with an answer
 
     def __init__(self, backbone: nn.Module, augment: nn.Module, optim: Optim) -> None:

@@ -21,9 +21,18 @@ class Stream(Images):
         """Reads the root once.
 
         Raises:
-            ValueError: as `Images`, or the trainer is to make more than one pass.
+            ValueError: as `Images`, the trainer is to make more than one pass, or what is trained
+                keeps something of each image until it meets it again.
         """
         super().setup(stage)
+        method = None if self.trainer is None else self.trainer.lightning_module
+        for part in () if method is None else method.modules():
+            if stage == "fit" and getattr(part, "revisits", False):
+                raise ValueError(
+                    f"{type(part).__name__} keeps something of each image (an embedding, a "
+                    "cluster) until it meets it again, and a stream meets each image once: take "
+                    "the images by data=folder, data=shards or data=yfcc1m, or another method"
+                )
         if stage == "fit" and self.trainer is not None and self.trainer.max_epochs != 1:
             raise ValueError(
                 f"a stream is one pass of {self.count // self.batch_size} batches, got "

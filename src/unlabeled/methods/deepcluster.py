@@ -9,9 +9,8 @@ Before an epoch:
 During the epoch:
     L = CE(W relu(g(f(view))), y[index]), images drawn uniformly over y
 
-g are the hidden layers of the head (AlexNet's 4096 - 4096 with dropout; none for a ResNet). They
-are kept: only W, whose classes have no order, is drawn anew. Gradients as inputs, as in the
-paper's runs, are `backbone=sobel_alexnet`.
+g are the hidden layers of the head (AlexNet's 4096 - 4096 with dropout; none for a ResNet), which
+are kept: only W is drawn anew. The paper's gradients as inputs are `backbone=sobel_alexnet`.
 
 From memory of the official code: W ~ N(0, 0.01), bias 0; f is taken before the last ReLU; 20
 iterations; W's own optimizer has no momentum (`head_momentum=false`; the paper does not say).
@@ -47,14 +46,15 @@ class DeepCluster(Method):
         optim: see `Method`.
         clusters: k, about ten times the classes one would expect.
         pca: width of the clustered features; null clusters them as they are.
-        iterations: of k-means.
+        iterations: of `kmeans`, which is "faiss", or "shared": see `partition`.
         hidden: widths of g.
         dropout: before each layer of g.
         sampling: "clusters" draws images uniformly over pseudo-labels, "images" over images.
         every_n_epochs: epochs between two clusterings.
         head_momentum: whether the optimizer's momentum holds for W too.
-        kmeans: "faiss", or "shared": see `partition`.
     """
+
+    revisits = True
 
     def __init__(
         self,

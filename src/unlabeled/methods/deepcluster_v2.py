@@ -58,7 +58,7 @@ class DeepClusterV2(Method):
         norm: batch norm of the projector: "batch", or "sync" over processes.
     """
 
-    alike = True  # every process writes the same memory: DDP need not send it around
+    alike, revisits = True, True  # every process writes the same memory: no need to send it
     memory: Tensor
     prototypes: Tensor
     met: Tensor

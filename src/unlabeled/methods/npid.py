@@ -70,6 +70,8 @@ class NPID(Method):
         init: of the bank, "unit" (random directions) or "uniform" (the official code).
     """
 
+    revisits = True
+
     def __init__(
         self,
         backbone: nn.Module,

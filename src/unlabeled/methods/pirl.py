@@ -49,8 +49,7 @@ class PIRL(Method):
         hidden: width of a hidden layer with ReLU in f and before g's concatenation; null for
             the paper's linear heads.
         norm: of the heads, after every layer: "none", "batch" or "sync". The paper has none.
-            Embeddings of a young network all point the same way; a norm centres them, which
-            short runs need.
+            Embeddings of a young network all point one way; a norm centres them in short runs.
         dim: D, width of the embedding.
         tiles: T of a Jigsaw branch; 0 for an image branch (rotation).
         negatives: K; 0 for nce=softmax over all images.
@@ -62,6 +61,8 @@ class PIRL(Method):
         reappear: an image's own memory may be among its negatives, as in the official code.
         shared_negatives: both branches have the same negatives; VISSL draws them anew.
     """
+
+    revisits = True
 
     def __init__(
         self,
