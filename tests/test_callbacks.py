@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from unlabeled.callbacks import loggers
+from unlabeled.callbacks import wandb_run
 from unlabeled.callbacks.checkpoint import Checkpoint
 from unlabeled.callbacks.health import Health, health
 from unlabeled.callbacks.loggers import Guarded, tensorboard, wandb_logger
@@ -19,6 +19,7 @@ from unlabeled.callbacks.metrics import LearningRate, MetricsCSV, record
 from unlabeled.callbacks.progress import Progress
 from unlabeled.callbacks.stages import stages
 from unlabeled.callbacks.throughput import Throughput, Totals
+from unlabeled.shown import About
 
 PER_EPOCH = 4
 
@@ -520,7 +521,7 @@ def test_wandb_is_offline_without_a_key(tmp_path, monkeypatch):
     empty = tmp_path / "netrc"
     empty.write_text("machine example.org login a password b\n")
     monkeypatch.setenv("NETRC", str(empty))
-    assert not loggers._reachable()
+    assert not wandb_run.reachable()
 
 
 def test_wandb_is_offline_without_a_network(monkeypatch):
@@ -533,9 +534,9 @@ def test_wandb_is_offline_without_a_network(monkeypatch):
         tried.append(address)
         raise OSError("unreachable")
 
-    monkeypatch.setattr("unlabeled.callbacks.loggers.socket.create_connection", connect)
+    monkeypatch.setattr("unlabeled.callbacks.wandb_run.socket.create_connection", connect)
     begin = time.monotonic()
-    assert not loggers._reachable()
+    assert not wandb_run.reachable()
     assert tried == [("api.wandb.ai", 443)]
     assert time.monotonic() - begin < 6
 
@@ -554,34 +555,32 @@ def test_wandb_finds_a_netrc_entry_and_a_server_of_ones_own(tmp_path, monkeypatc
         tried.append(address)
         return SimpleNamespace(close=lambda: None)
 
-    monkeypatch.setattr("unlabeled.callbacks.loggers.socket.create_connection", connect)
-    assert loggers._reachable()
+    monkeypatch.setattr("unlabeled.callbacks.wandb_run.socket.create_connection", connect)
+    assert wandb_run.reachable()
     assert tried == [("wandb.local", 8080)]
 
 
-def test_wandb_writes_an_offline_run_that_keeps_its_id(tmp_path, monkeypatch, caplog):
-    import wandb
-
-    monkeypatch.setattr(loggers, "_reachable", lambda: False)
-    monkeypatch.setenv("WANDB_MODE", "x")  # so that what Lightning sets is taken back
-    monkeypatch.delenv("WANDB_MODE")
-    logger = wandb_logger(folder=tmp_path)
+def test_wandb_writes_an_offline_run_that_keeps_its_id(tmp_path, monkeypatch, caplog, capsys):
+    monkeypatch.setattr(wandb_run, "reachable", lambda: False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    logger = wandb_logger(about=About(tmp_path))
     logger.log_metrics({"train/loss": 1.0}, 0)
     identity = (tmp_path / "wandb_id").read_text()
-    assert logger.logger.version == identity
-    logger.finalize("success")
-    wandb.finish()
-    assert list(tmp_path.glob(f"wandb/offline-run-*-{identity}"))
-    assert "wandb sync" in caplog.text
-    assert loggers._identity(tmp_path) == identity
+    assert logger.dashboard.run.id == identity
+    logger.close("finished")
+    (folder,) = tmp_path.glob(f"wandb/offline-run-*-{identity}")
+    assert "W&B is offline: no key or no network" in caplog.text
+    assert f"wandb sync {folder}" in capsys.readouterr().out
+    assert wandb_run.identity(About(tmp_path)) == identity
+    assert "WANDB_MODE" not in os.environ
 
 
 def test_tensorboard_writes_events_or_names_the_extra(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="the extra is not installed")
-    logger = tensorboard(folder=tmp_path)
+    logger = tensorboard(about=About(tmp_path))
     logger.log_metrics({"a": 1.0}, 0)
-    logger.finalize("success")
+    logger.close("finished")
     assert list((tmp_path / "tensorboard").glob("events.*"))
     monkeypatch.setattr("unlabeled.callbacks.loggers.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"unlabeled\[tensorboard\]"):
-        tensorboard(folder=tmp_path)
+        tensorboard(about=About(tmp_path))

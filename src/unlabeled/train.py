@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     from torch import nn
 
+    from unlabeled.dashboards import Dashboards
     from unlabeled.evaluate.store import FeatureStore
     from unlabeled.folder import Folder
 
@@ -39,7 +40,9 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
+    from unlabeled.dashboards import Dashboards
     from unlabeled.evaluate.store import opened
+    from unlabeled.evaluate.suite import refuse
     from unlabeled.folder import Folder, plain
     from unlabeled.report import html, terminal
     from unlabeled.report.run import supervised_scores
@@ -49,7 +52,7 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
         return _compare(cfg, out)
     with Folder(out, cfg, hydra_files()) as folder:
         with building():
-            supervised = supervised_scores(cfg.baseline.supervised)
+            known = supervised_scores(cfg.baseline.supervised)
             if not 0 <= cfg.seed < 1 << 32:
                 raise ValueError(f"seed must be in [0, 4294967295], got {cfg.seed}")
             pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -58,8 +61,9 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
             evals = {name: instantiate(node) for name, node in cfg.evals.items()}
             todo = {name: e for name, e in evals.items() if not folder.has_scores(str(name))}
             if _named(cfg):
-                _refuse(todo, data)  # now, not after hours of training
-            trainer = _trainer(cfg, folder)
+                refuse(todo, data)  # now, not after hours of training
+            boards = Dashboards(out, [instantiate(node) for node in cfg.logger.values()])
+            trainer = _trainer(cfg, folder, boards)
             store = opened(cfg.features, out / "features", cfg.feature_dtype)
             if cfg.method:
                 method = instantiate(cfg.method)
@@ -70,15 +74,18 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
             else:
                 method, backbone = None, instantiate(cfg.backbone)
                 random = _random_twin(cfg, backbone)
-        epochs = None if method is None else _fit(cfg, folder, trainer, method, data)
-        if method is not None and method.sharded:
-            backbone = _random_twin(cfg, backbone)  # of whole weights, which evaluations read
-            folder.load(backbone, folder.path / "checkpoints" / checkpoints.NEWEST)
-        scores = _evaluate(
-            cfg, folder, todo, backbone, random, data, trainer, store, supervised, epochs
-        )
-        first = trainer.is_global_zero
-    if first:
+        done = folder.before.get("state") == "finished" and (method is None or folder.trained)
+        with boards.showing(bool(todo) or not done):
+            epochs = None if method is None else _fit(cfg, folder, trainer, method, data)
+            boards.keep("checkpoint", [last := out / "checkpoints" / checkpoints.NEWEST])
+            if method is not None and method.sharded:
+                backbone = _random_twin(cfg, backbone)  # of whole weights, which evaluations read
+                folder.load(backbone, last)
+            scores = _evaluate(
+                cfg, folder, boards, todo, (backbone, random), data, trainer, store, known, epochs
+            )
+            boards.publish()
+    if trainer.is_global_zero:
         html.write(out)
         terminal.show(out)
     return scores
@@ -94,15 +101,6 @@ def _compare(cfg: DictConfig, out: Path) -> dict[str, float]:
         found = compare.write([Path(path) for path in cfg.compare], out)
     terminal.compare(found)
     return {}
-
-
-def _refuse(evals: dict[Any, Any], data: Any) -> None:
-    from unlabeled.evaluate.suite import obstacle
-
-    for name, evaluation in evals.items():
-        source = evaluation.data if evaluation.data is not None else data
-        if reason := obstacle(evaluation, source):
-            raise ValueError(f"the evaluation {name!r} cannot run: {reason}")
 
 
 def _fit(cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, data: Any) -> int:
@@ -123,22 +121,19 @@ def _fit(cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, 
     return trainer.current_epoch
 
 
-def _trainer(cfg: DictConfig, folder: "Folder") -> "pl.Trainer":
+def _trainer(cfg: DictConfig, folder: "Folder", boards: "Dashboards") -> "pl.Trainer":
     from hydra.utils import instantiate
 
     from unlabeled.callbacks.ending import finishes
-    from unlabeled.callbacks.metrics import MetricsCSV
     from unlabeled.callbacks.requeue import requeues
     from unlabeled.precision import chosen
 
-    loggers = [MetricsCSV(folder.path)]
-    loggers += [instantiate(node)(folder=folder.path) for node in cfg.logger.values()]
     callbacks = [instantiate(node) for node in cfg.callbacks.values()]
     trainer = instantiate(
         cfg.trainer,
         precision=chosen(cfg.trainer.precision, cfg.trainer.accelerator),
         callbacks=[*callbacks, *requeues(callbacks)],
-        logger=loggers,
+        logger=boards.loggers,
         plugins=slurm.environment(),
         default_root_dir=str(folder.path),
         enable_checkpointing=True,
@@ -164,13 +159,13 @@ def _learned(cfg: DictConfig) -> bool:
 def _evaluate(
     cfg: DictConfig,
     folder: "Folder",
+    boards: "Dashboards",
     todo: dict[Any, Any],
-    backbone: "nn.Module",
-    random: "nn.Module",
+    trunks: tuple["nn.Module", "nn.Module"],  # the backbone, and its random twin
     data: Any,
     trainer: "pl.Trainer",
     store: "FeatureStore",
-    supervised: dict[str, float] | None,
+    known: dict[str, float] | None,  # a supervised run's scores
     epochs: int | None,
 ) -> dict[str, float]:
     import shutil
@@ -180,13 +175,17 @@ def _evaluate(
     from unlabeled.evaluate.scores import forget
     from unlabeled.evaluate.suite import evaluate, in_turn, trains_long
 
-    path, first = folder.path / "scores.json", trainer.is_global_zero
+    (backbone, random), first = trunks, trainer.is_global_zero
+    used: list[Any] = []  # data
     if todo:
         if first:
             forget(folder.path, [*todo])
         for turn, some in enumerate(in_turn(todo, data)):
             if first and turn and all(map(trains_long, some.values())):
-                print(TAKES_LONG.format(name=next(iter(some)), path=path), flush=True)
+                print(
+                    TAKES_LONG.format(name=next(iter(some)), path=folder.path / "scores.json"),
+                    flush=True,
+                )
             with building(), stages() as progress:
                 scores = evaluate(
                     some,
@@ -201,15 +200,17 @@ def _evaluate(
                     epoch=epochs,
                     explicit=_named(cfg),
                     store=store,
-                    supervised=supervised,
+                    supervised=known,
                 )
             if first:
                 scores.write(folder.path)
                 folder.mark_evaluated(scores.finished)
+                used += [e.data or data for name, e in some.items() if name not in scores.skipped]
                 for name, reason in scores.skipped.items():
                     print(f"skipped the evaluation {name}: {reason}")
         if first:
             figures.write(folder.path / "figures", store, backbone, data, seed=cfg.seed)
+            boards.keep("features", store.kept(backbone, used))
             if cfg.features is None and not cfg.keep_features:
                 shutil.rmtree(store.folder, ignore_errors=True)
     return folder.scores()

@@ -19,6 +19,7 @@ from unlabeled.evaluate.forward import features_of, images, shapes_of
 from unlabeled.evaluate.frozen import checksum, frozen, same_everywhere
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+SPLITS = ("train", "test")
 
 
 class FeatureStore:
@@ -90,6 +91,14 @@ class FeatureStore:
         request = shapes_of(backbone, data, device).resolve(request)
         path = self._place(checksum(backbone), data, split) / self._name(request)
         return self._read(path, data, split) if path.exists() else None
+
+    def kept(self, backbone: nn.Module, sources: Iterable[Data]) -> list[Path]:
+        """The folders with features of a backbone on these data, those that are there."""
+        weights = checksum(backbone)
+        places = [
+            self._place(weights, d, split) for d in sources for split in SPLITS if d.has(split)
+        ]
+        return [place for place in dict.fromkeys(places) if place.exists()]
 
     def size(self, n: int, requests: Iterable[Request], shapes: Shapes) -> int:
         """Bytes on disk of the features of n images."""

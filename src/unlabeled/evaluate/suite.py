@@ -158,6 +158,14 @@ def _what(prefix: str) -> str:
     return prefix.removeprefix("baseline/").rstrip("/") or "backbone"
 
 
+def refuse(evals: Mapping[Any, Evaluation | Tuned], data: Any) -> None:
+    """Raises ValueError for the first evaluation that cannot run on its data, or the run's."""
+    for name, evaluation in evals.items():
+        source = evaluation.data if evaluation.data is not None else data
+        if reason := obstacle(evaluation, source):
+            raise ValueError(f"the evaluation {name!r} cannot run: {reason}")
+
+
 def obstacle(evaluation: Evaluation | Tuned, data: Any) -> str | None:
     """Why an evaluation cannot run on these data, if it cannot."""
     if evaluation.data is not None:

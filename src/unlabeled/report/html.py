@@ -187,7 +187,7 @@ def _loss(curves: dict[str, Curve]) -> tuple[Markup, list[str]] | None:
 def _monitors(curves: dict[str, Curve]) -> list[tuple[str, str, Markup]]:
     known = [(t, note, name, how) for name, t, note, how in MONITORS if name in curves]
     listed = {name for name, *_ in MONITORS} | {"epoch"}
-    rest = [n for n in curves if n not in listed and not n.startswith("train/")]
+    rest = [n for n in curves if n not in listed and not n.startswith(("train/", "eval/"))]
     known += [(name, "", name, {}) for name in rest]
     return [(t, note, charts.line([(t, curves[name])], **how)) for t, note, name, how in known]
 

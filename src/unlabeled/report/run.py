@@ -30,6 +30,7 @@ class Run:
     embedding: Mapping[str, np.ndarray] | None
     samples: Mapping[str, np.ndarray] | None
     figures: Mapping[str, Mapping[str, np.ndarray]]  # of evaluations, by name
+    sweep: Path | None = None  # the folder of the sweep that it is a member of
 
     def get(self, path: str) -> Any:
         """The config's value at a dotted path, or None."""
@@ -56,7 +57,9 @@ def read(folder: Path) -> Run:
     config, hydra = folder / ".hydra/config.yaml", folder / ".hydra/hydra.yaml"
     text = config.read_text(encoding="utf-8") if config.exists() else ""
     kept = _yaml(hydra.read_text(encoding="utf-8") if hydra.exists() else "")
-    choices = kept.get("hydra", {}).get("runtime", {}).get("choices", {})
+    hydra_node = kept.get("hydra", {})
+    choices = hydra_node.get("runtime", {}).get("choices", {})
+    swept = hydra_node.get("mode") == "MULTIRUN"
     return Run(
         folder=folder,
         config=_yaml(text),
@@ -70,6 +73,7 @@ def read(folder: Path) -> Run:
         embedding=_arrays(folder / "figures/embedding.npz"),
         samples=_arrays(folder / "figures/samples.npz"),
         figures=_figures(folder / "figures"),
+        sweep=Path(hydra_node["sweep"]["dir"]) if swept else None,
     )
 
 
