@@ -19,7 +19,7 @@ from conftest import CONF, ROOT
 from PIL import Image
 from test_runs import unlabeled
 
-from unlabeled import overrides
+from unlabeled import cli, overrides
 
 README = ROOT / "README.md"
 SHELLS = ("bash", "sh", "shell", "console")
@@ -27,6 +27,7 @@ PLACEHOLDERS = {"RUN": "outputs/demo", "DIR": "/nowhere", "PATH": "/nowhere"}  #
 NOT_STARTED = {  # an override that keeps a command from being started here -> why
     "data=imagenet": "needs ImageNet",
     "experiment=imagenet": "needs ImageNet and GPUs",
+    "hydra/launcher=slurm": "needs a cluster",
     "trainer=ddp": "needs GPUs",
 }
 SMALL = [
@@ -86,6 +87,10 @@ def wrong(command: str) -> list[str]:
         return _wrong_python(words[1:])
     if name == "pip" and words[1] == "install":
         return _wrong_packages(words[2:])
+    if name == "sbatch":
+        return _wrong_job(words[1:])
+    if name == "wandb" and words[1:2] == ["sweep"]:  # tests/test_wandb_sweeps.py reads the files
+        return [] if (ROOT / words[2]).is_file() else [f"there is no {words[2]}"]
     if name in ("git", "cd", "tensorboard", "wandb", "apt", "apt-get", "sudo", "source", "pip"):
         return []  # not ours
     if program.startswith(".venv/bin/") or name in (
@@ -113,7 +118,19 @@ def _wrong_overrides(words: list[str]) -> list[str]:
         elif word not in ("--help", "-h", "--resolve", "--hydra-help"):
             return [f"unlabeled knows no {word}"]
     lines = [_filled(line) for line in lines]
+    cli._prefer(CONF)  # as the command line does
     return overrides.mistakes(CONF, "train", lines, sweep=sweep)
+
+
+def _wrong_job(words: list[str]) -> list[str]:
+    """A batch file of ours, with overrides behind it."""
+    flags = [word for word in words if word.startswith("-")]
+    file, *lines = [word for word in words if not word.startswith("-")]
+    if not (ROOT / file).is_file():
+        return [f"there is no {file}"]
+    if odd := [flag for flag in flags if not re.fullmatch(r"--[a-z-]+=\S+", flag)]:
+        return [f"sbatch options are --name=value here: {odd}"]
+    return _wrong_overrides(lines)
 
 
 def _filled(line: str) -> str:
@@ -206,7 +223,7 @@ def made_small(command: str) -> list[str] | None:
     if words[0] != "unlabeled" or any(w.startswith(tuple(NOT_STARTED)) for w in words):
         return None
     if "-m" in words:  # two jobs
-        swept = [w for w in words if re.fullmatch(r"[^\[]+,.*", w)]
+        swept = [w for w in words if re.fullmatch(r"[^\[(]+,.*", w)]
         for i, word in enumerate(swept):
             first = ",".join(word.split(",")[: 2 if i == 0 else 1])
             words[words.index(word)] = first
@@ -217,6 +234,8 @@ def made_small(command: str) -> list[str] | None:
         small.append("backbone.width=16")
     if not any(re.match("method=|experiment=", w) for w in words):
         small += ["method=simclr", "method.hidden=16"]
+    if "hydra/sweeper=optuna" in words:
+        small.append("hydra.sweeper.n_trials=2")
     if "method=clusterfit" in words:
         small.append("method.clusters=4")
     if not any(w.startswith("evals=") for w in words):
@@ -260,6 +279,8 @@ def reader(tmp_path_factory):
             "hydra.run.dir=outputs/demo",
         )
         assert done == (0, "")
+    made = _ran([sys.executable, "scripts/make_shards.py", here / "photos", here / "shards"])
+    assert made.returncode == 0, made.stderr
     shutil.copytree(here / "outputs/demo", here / "outputs/mine")
     for name in ("demo", "mine"):
         (here / f"outputs/{name}/scores.json").write_text('{"knn/k20_t0.07/top1": 0.5}')
@@ -317,6 +338,9 @@ def test_spellings_are_found():
         "python scripts/export.py RUN --format timm",
         "python src/unlabeled/train.py method=byol",
         "pip install '.[bench]'",
+        "sbatch --nodes=2 scripts/slurm/train.sbatch method=byol data=imagenet",
+        "wandb sweep scripts/wandb/methods.yaml",
+        "unlabeled -m hydra/launcher=slurm launcher.nodes=2 launcher.time=1-0 seed=0,1",
     ],
 )
 def test_right_commands_pass(command):
@@ -338,6 +362,9 @@ def test_right_commands_pass(command):
         ("make demo ARG=3", "the Makefile has no variable ARG"),
         ("python scripts/exprt.py RUN", "there is no scripts/exprt.py"),
         ("python scripts/export.py RUN --fromat timm", "takes no --fromat"),
+        ("sbatch scripts/slurm/trian.sbatch method=byol", "there is no scripts/slurm/trian.sbatch"),
+        ("sbatch scripts/slurm/train.sbatch method=boyl", "did you mean `method=byol`?"),
+        ("wandb sweep scripts/wandb/temprature.yaml", "there is no scripts/wandb/temprature.yaml"),
         ("pip install '.[benhc]'", "there is no extra benhc"),
         ("unlabelled method=byol", "a command that this test does not know"),
     ],
