@@ -3,8 +3,8 @@
 Both ways crop the same boxes for the same numbers. They are given different keys, (seed, epoch,
 index) and (seed, step), so the tiers of a data set show a run different crops. A seed gives the
 same crops to the last bit on every machine with a CPU of whatever kind: decoding (see
-`unlabeled.data.rgb`) and resizing in workers count in whole numbers. On a device, and where it
-decodes (`unlabeled.data.encoded`), they are equal within rounding.
+`unlabeled.data.rgb`) and resizing in workers count in whole numbers. Whole batches on a device are
+the same within rounding.
 """
 
 from collections.abc import Mapping, Sequence
