@@ -16,12 +16,14 @@ METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml") if p.stem != "
 # Methods that predict labels or pixels, and compare no embeddings. Every other one must show
 # callbacks its embeddings, `watch(embeddings=...)`, and must not collapse.
 PRETEXT = {
+    "avc",
     *("clusterfit", "colorization", "deepcluster", "demo", "denoising_autoencoder", "distillation"),
     "diverse_colorization",
     *("inpainting", "inpainting_adversarial", "jigsaw", "mae", "multitask", "relative_position"),
     *("rotation", "shuffle_and_learn", "supervised"),
 }
-RECORDINGS = {"shuffle_and_learn"}  # they learn from recordings, of experiment/scenes
+# They learn from recordings, of experiment/scenes: which set of them.
+RECORDINGS = {"avc": "scenes_audio_video", "shuffle_and_learn": "scenes_video"}
 MANUAL = {"inpainting_adversarial"}  # they step by themselves, and Lightning clips nothing there
 
 SHORT = ["data.layout.size=16", "data.layout.train=64", "data.layout.test=16"]  # those recordings
@@ -38,7 +40,17 @@ SMALL = [
     "callbacks=none",
     "evals=none",
 ]
+LISTENING = [
+    *("decode.sound.seconds=0.5", "decode.sound.rate=2000"),
+    *("method.augment.spectrogram.window=32", "method.augment.spectrogram.hop=20"),
+]
 OWN = {
+    "avc": [
+        *LISTENING,
+        "backbone=look_listen",
+        "backbone.widths=[8,16]",
+        "method.sound.widths=[8]",
+    ],
     "colorization": ["method.grey=null"],  # the images have no colours
     "moco": ["method.queue=40", "backbone.bn_splits=2"],
     "moco_v2": ["method.queue=40", "backbone.bn_splits=2"],
@@ -71,7 +83,9 @@ def small(method: str) -> list[str]:
     """Overrides of a tiny run of a method."""
     own = OWN.get(method, [])
     if method in RECORDINGS:
-        rest = [x for x in SMALL if not x.startswith(("data=", "data.limit"))]
+        other = any(line.startswith("backbone=") for line in own)
+        without = ("data=", "data.limit", *(("backbone",) if other else ()))
+        rest = [x for x in SMALL if not x.startswith(without)]
         return [f"experiment=scenes/{method}", *rest, *SHORT, *own]
     has = (CONF / f"experiment/cifar10/{method}.yaml").exists()
     chosen = [f"experiment=cifar10/{method}"] if has else [f"method={method}"]

@@ -31,6 +31,7 @@ RUN = [
     "method.optim.warmup=0",
 ]
 OWN = {
+    "avc": ["method.sound.norm=group"],
     "denoising_autoencoder": ["method.decoder.norm=sync"],
     "inpainting": ["method.decoder.norm=sync"],
     "inpainting_adversarial": ["method.decoder.norm=sync"],
@@ -45,7 +46,7 @@ OWN = {
     "pirl_rotation": ["method.norm=sync"],
 }
 OWN_FILES = (  # one of each file in methods/
-    *("barlow_twins", "byol", "clusterfit", "cpc", "deepcluster", "deepcluster_v2", "dino"),
+    *("avc", "barlow_twins", "byol", "clusterfit", "cpc", "deepcluster", "deepcluster_v2", "dino"),
     *("denoising_autoencoder", "distillation", "inpainting", "inpainting_adversarial"),
     *("moco", "npid", "pirl", "shuffle_and_learn", "simclr", "simsiam", "swav", "vicreg"),
 )

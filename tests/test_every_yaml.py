@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import CONF, RECORDINGS, SHORT
+from conftest import CONF, LISTENING, RECORDINGS, SHORT
 from PIL import Image
 from test_nyuv2 import write_nyuv2
 from test_poses import write_flic, write_mpii
@@ -152,6 +152,7 @@ AUGMENT = {  # the method that takes it, where it is not one of two views
     **dict.fromkeys(["clusterfit", "mild_single", "none", "single", "supervised"], "supervised"),
     **{name: name for name in ("cpc", "cpc_v2", "dino", "jigsaw", "pirl", "rotation", "swav")},
     "frame_order": "shuffle_and_learn",
+    "picture_sound": "avc",
     "jigsaw_small": "jigsaw",
     **dict.fromkeys(
         ["relative_position", "relative_position_cells", "relative_position_small"],
@@ -174,6 +175,7 @@ DECODE = {
 DECODE |= {"mild": "supervised", "multicrop": "swav", "two": "simclr", "npid": "npid"}
 DECODE |= {"inpainting": "inpainting", "cpc": "cpc", "cpc_v2": "cpc_v2"}
 DECODE |= {"multitask": "multitask", "five_frames": "shuffle_and_learn"}
+DECODE |= {"picture_sound": "avc"}
 DECODE |= {"mae": "supervised", "moco": "simclr", "seer": "seer", "multicrop_dino": "dino"}
 EVAL = {  # what an evaluation needs at that size
     "all": [
@@ -247,9 +249,18 @@ DATA = ["data.batch_size=4", "data.limit=8", "data.workers=0"]  # all else as th
 IMAGES_ONLY = ("data.root=", "data.tier=", "data.size=", "data.eval_decode.")
 PREFIXES = (("method", ""), ("experiment", "scenes/"))
 FIVE = ["decode.tau_max=3", "decode.tau_min=1"]
-RECORDED = {"shuffle_and_learn": FIVE}
+RECORDED = {
+    "avc": [
+        *LISTENING,
+        "backbone=look_listen",
+        "backbone.widths=[8,16]",
+        "method.sound.widths=[8]",
+    ],
+    "shuffle_and_learn": FIVE,
+}
 
 OTHER_BACKBONE = {
+    "avc",
     "mae",
     "none",
     "jigsaw_alexnet",
@@ -269,9 +280,10 @@ def overrides(name: str) -> list[str]:
     method = next((own[line] for line in lines if line in own), None)
     if method is None:
         return lines
-    rest = [x for x in lines if not x.startswith(("data=", *IMAGES_ONLY))]
+    width = ("backbone.width",) if method in OTHER_BACKBONE else ()
+    rest = [x for x in lines if not x.startswith(("data=", *IMAGES_ONLY, *width))]
     chosen_too = any(x.startswith("experiment=") for x in lines)
-    data = [] if chosen_too else ["data=scenes_video"]
+    data = [] if chosen_too else [f"data={RECORDINGS[method]}"]
     return [*rest, *data, *SHORT, *RECORDED.get(method, [])]
 
 

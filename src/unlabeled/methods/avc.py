@@ -1,0 +1,124 @@
+"""Look, Listen and Learn: audio-visual correspondence (AVC, L3-Net; AVE-Net).
+
+Arandjelovic and Zisserman, ICCV 2017. https://arxiv.org/abs/1705.08168
+Objects that Sound (AVE-Net), ECCV 2018. https://arxiv.org/abs/1712.06651
+
+    v = f(picture), a = g(log-spectrogram of one second of sound about it)
+    positive: both of one recording; negative: the sound of another recording
+    fused:     logits = W2 relu(W1 [v, a])                                      (L3-Net)
+    distance:  logits = w ||norm(P v) - norm(Q a)||_2 + b, P and Q two layers to 128  (AVE-Net)
+    L = mean over positives and negatives, one to one, of CE(logits, same or not)
+
+Every sound serves twice: with its own picture, and with that of another recording of the global
+batch, by a shift that is drawn for each step. Where a shift meets the same recording again (it
+stood for one that could not be read), the pair does not count.
+
+Invariants: equal logits cost log 2; without sound (all zero) the answer depends on the picture
+alone; a derangement of the sounds turns every positive into a negative.
+Traps: a negative from the same recording; volume or codec as a cue (`augment.gain`); silence (see
+`decode.sound.silence`); the logarithm of zero; sounds at another rate than the network's.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled.batch import Batch, denormalize
+from unlabeled.dist import gather, rank, world_size
+from unlabeled.draws import to
+from unlabeled.method import Method
+from unlabeled.optim import Optim
+from unlabeled.parts.mlp import mlp
+from unlabeled.parts.precision import full_precision
+from unlabeled.parts.sounding import overlay
+
+
+@full_precision
+def distances(v: Tensor, a: Tensor) -> Tensor:
+    """(B,) of the directions of rows (B, D); its gradient is finite where they coincide."""
+    square = (F.normalize(v, dim=1) - F.normalize(a, dim=1)).square().sum(1)
+    return (square + 1e-12).sqrt()
+
+
+class AVC(Method):
+    """Tells whether a picture and a sound belong together.
+
+    Args:
+        backbone: f, of pictures.
+        augment: gives a view of pictures and one of spectrograms.
+        optim: see `Method`.
+        sound: g, of spectrograms (B, 1, bins, frames), with `.dim`.
+        head: "fused" (L3-Net) or "distance" (AVE-Net).
+        dim: width of the hidden layer, or of the embeddings.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"crops", "audio", "index"})
+    pretext: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        augment: nn.Module,
+        optim: Optim,
+        *,
+        sound: nn.Module,
+        head: Literal["fused", "distance"] = "fused",
+        dim: int = 128,
+    ) -> None:
+        super().__init__(backbone, augment, optim)
+        if head not in ("fused", "distance"):
+            raise ValueError(f"head must be fused or distance, got {head!r}")
+        self.sound, self.kind = sound, head
+        heard: int = sound.dim  # type: ignore[assignment]
+        if head == "fused":
+            self.head: nn.Module = mlp(self.feature_dim + heard, dim, 2, norm="none")
+        else:
+            self.see = mlp(self.feature_dim, dim, dim, norm="none")
+            self.hear = mlp(heard, dim, dim, norm="none")
+            self.head = nn.Linear(1, 2)
+            with torch.no_grad():  # near means the same, from the start
+                self.head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+                self.head.bias.copy_(torch.tensor([-1.0, 1.0]))
+
+    def logits(self, v: Tensor, a: Tensor) -> Tensor:
+        """(B, 2): other, same; of features (B, D) and (B, E)."""
+        if self.kind == "fused":
+            return self.head(torch.cat([v, a], dim=1))
+        return self.head(distances(self.see(v), self.hear(a))[:, None])
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        picture, spectrogram = batch["views"]
+        v, a = self.backbone(picture), self.sound(spectrogram)
+        self.watch(features=v)
+        others, wrong = gather(a), gather(batch["index"])
+        shift = 1 + self.shared_draws("shift").integers(max(1, len(others) - 1))
+        own = rank() * len(a) + torch.arange(len(a))
+        place = to((own + shift) % len(others), a.device)
+        logits = torch.cat([self.logits(v, a), self.logits(v, others[place])])
+        target = torch.arange(2, device=a.device).flip(0).repeat_interleave(len(a))
+        counts = torch.cat([torch.ones_like(place), wrong[place] != batch["index"]]).float()
+        right = (logits.argmax(1) == target).float()
+        total = gather(counts).sum().clamp(min=1) / world_size()  # of this process's share
+        self.note("accuracy", (right * counts).sum() / total)
+        each = full_precision(F.cross_entropy)(logits, target, reduction="none")
+        return {"correspondence": (each * counts).sum() / total}
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Where in the picture the sound might come from: its own, and another's."""
+        picture, spectrogram = batch["views"]
+        shown = denormalize(picture).clamp(0, 1)
+        a = self.sound(spectrogram)
+        columns = {"picture": shown, "its sound": overlay(shown, self.localise(picture, a))}
+        return {**columns, "another's": overlay(shown, self.localise(picture, a.roll(1, 0)))}
+
+    def localise(self, picture: Tensor, a: Tensor) -> Tensor:
+        """(B, h, w): how well each place's features alone go with sounds (B, E)."""
+        maps = list(self.backbone.stages(picture).values())[-1]  # type: ignore[operator]
+        if maps.shape[1] != self.feature_dim:
+            raise ValueError("the last stage's channels are not the backbone's features")
+        b, _, h, w = maps.shape
+        places = maps.permute(0, 2, 3, 1).flatten(0, 2)
+        logits = self.logits(places, a.repeat_interleave(h * w, 0))
+        return (logits[:, 1] - logits[:, 0]).view(b, h, w)
