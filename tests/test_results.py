@@ -43,3 +43,21 @@ def test_the_budget_counts_once_what_is_done_once(results):
     spent = [30 + 2 * (1 + k // 10) + 0.5 * (k + 1) for k in range(20)]
     assert results.affordable(spent, 240) == round((240 - 30) / 0.7)
     assert results.affordable(spent, 1) == 10  # at least one pass
+
+
+def test_a_last_stage_that_is_the_features_counts_as_final(results, tmp_path):
+    scores = {results.KNN: 0.3, f"baseline/random/{results.KNN}": 0.2}
+    scores |= {f"baseline/pixels/{results.KNN}": 0.1, "baseline/pixels/linear/pixels/top1": 0.1}
+    for prefix, gain in (("", 0.1), ("baseline/random/", 0.0)):
+        for stage, top1 in (("conv1", 0.5), ("res5", 0.4)):
+            scores[f"{prefix}linear/{stage}/top1"] = top1 + gain
+    trained = {"trained": {"max_steps": 2}, "identity": {"data.batch_size": 8}}
+    status = {**trained, "command": "train.py x=1", "commit": "c", "versions": {"torch": "2"}}
+    details = {name: {"best_stage": "conv1"} for name in scores}
+    named = {"scores": scores, "scores_details": details, "status": status}
+    for name, content in named.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "metrics.csv").write_text("perf/cpu_seconds\n60\n")
+    found = results.measured(tmp_path)
+    assert (found["final"], found["random final"]) == (0.5, 0.4)
+    assert (found["linear"], found["stage"], found["images"]) == (0.6, "conv1", 16)
