@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,6 +24,7 @@ from bench_rows import Row, per_round
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from unlabeled.callbacks.metrics import MetricsCSV
 from unlabeled.cli import conf_dir
 from unlabeled.train import _trainer
 
@@ -102,7 +102,7 @@ def train(
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data, method = instantiate(cfg.data), instantiate(cfg.method)
-        trainer = _trainer(cfg, SimpleNamespace(path=out))  # type: ignore[arg-type]
+        trainer = _trainer(cfg, out, [MetricsCSV(out)])
         trainer.callbacks.append(turns)  # type: ignore[attr-defined]
         trainer.fit(method, data)
     return turns.spent, str(trainer.precision)

@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor
 
+from unlabeled.callbacks.metrics import MetricsCSV
 from unlabeled.cli import conf_dir
 from unlabeled.data.decode import Center
 from unlabeled.data.images import Images
@@ -149,7 +149,8 @@ def fit(name: str, batch_size: int, steps: int, *more: str) -> tuple[Turns, Any]
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        trainer = _trainer(cfg, SimpleNamespace(path=Path(folder)))  # type: ignore[arg-type]
+        out = Path(folder)
+        trainer = _trainer(cfg, out, [MetricsCSV(out)])
         trainer.callbacks.append(turns)  # type: ignore[attr-defined]
         trainer.fit(method, data)
     return turns, method

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "data": {"batch", "draws", "errors", "truth", "scenes"},
     "evaluate": {"batch", "dist", "draws", "optim", "parts", "backbones", "truth"},
     "callbacks": {
+        "redact",
         *("batch", "checkpoints", "dist", "draws", "fsdp", "parts", "evaluate", "shown", "slurm"),
     },
     "report": {"batch", "dist", "parts", "evaluate", "shown"},

@@ -292,7 +292,7 @@ def on_images(name: str) -> list[str]:
     group, _, option = name.partition("/")
     if group == "experiment":
         method = option.rpartition("/")[2]
-        if option.startswith("scenes/"):
+        if option.startswith("scenes/") and method not in RECORDINGS:
             size = ["decode.size=16", "data.batch_size=8", "data.workers=0", "method.width=16"]
             small = [s for s in SMALLEST if not s.startswith(("data", "backbone=", "evals"))]
             return [f"experiment={option}", *small, *RENDERED[1:], *size, *SCENES[method]]

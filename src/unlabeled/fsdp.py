@@ -52,7 +52,7 @@ class FullyShard(ModelParallelStrategy):
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """A checkpoint whose tensors stay on the disk until shards are cut from them."""
-        return torch.load(checkpoint_path, "cpu", mmap=True, weights_only=weights_only is not False)
+        return torch.load(checkpoint_path, "cpu", mmap=True, weights_only=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Shards of the whole weights of a checkpoint."""

@@ -63,7 +63,7 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
             if _named(cfg):
                 refuse(todo, data)  # now, not after hours of training
             boards = Dashboards(out, [instantiate(node) for node in cfg.logger.values()])
-            trainer = _trainer(cfg, folder, boards)
+            trainer = _trainer(cfg, out, boards.loggers)
             store = opened(cfg.features, out / "features", cfg.feature_dtype)
             if cfg.method:
                 method = instantiate(cfg.method)
@@ -121,7 +121,7 @@ def _fit(cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, 
     return trainer.current_epoch
 
 
-def _trainer(cfg: DictConfig, folder: "Folder", boards: "Dashboards") -> "pl.Trainer":
+def _trainer(cfg: DictConfig, out: Path, loggers: list["pl.loggers.Logger"]) -> "pl.Trainer":
     from hydra.utils import instantiate
 
     from unlabeled.callbacks.ending import finishes
@@ -133,9 +133,9 @@ def _trainer(cfg: DictConfig, folder: "Folder", boards: "Dashboards") -> "pl.Tra
         cfg.trainer,
         precision=chosen(cfg.trainer.precision, cfg.trainer.accelerator),
         callbacks=[*callbacks, *requeues(callbacks)],
-        logger=boards.loggers,
+        logger=loggers,
         plugins=slurm.environment(),
-        default_root_dir=str(folder.path),
+        default_root_dir=str(out),
         enable_checkpointing=True,
     )
     slurm.check(trainer.num_nodes, trainer.num_devices)

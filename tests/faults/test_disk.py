@@ -15,7 +15,7 @@ from test_runs import in_folder, metrics, same_weights, status, unlabeled
 
 from unlabeled import checkpoints
 from unlabeled.callbacks.metrics import MetricsCSV
-from unlabeled.data.scenes import _reserve
+from unlabeled.data.rendered import _reserve
 from unlabeled.method import Method
 
 

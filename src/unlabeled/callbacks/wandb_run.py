@@ -4,15 +4,17 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from unlabeled.callbacks import wandb_artifacts as artifacts
+from unlabeled.redact import hidden
 from unlabeled.shown import About, Files, Images, Table
 
 log = logging.getLogger(__name__)
@@ -60,19 +62,20 @@ class WandB:
         if wandb.run is not None:  # an earlier job of a sweep in this process
             wandb.finish()
         about.folder.mkdir(parents=True, exist_ok=True)
-        self.run = wandb.init(
-            project=project,
-            entity=entity,
-            name=name or about.name or about.folder.name,
-            group=group or about.group,
-            tags=list(about.tags if tags is None else tags),
-            job_type=about.kind,
-            dir=str(about.folder),
-            id=identity(about),
-            resume="allow",
-            mode="offline" if offline else None,
-            settings=_settings(wandb, patience),
-        )
+        with _command_without_secrets():
+            self.run = wandb.init(
+                project=project,
+                entity=entity,
+                name=name or about.name or about.folder.name,
+                group=group or about.group,
+                tags=list(about.tags if tags is None else tags),
+                job_type=about.kind,
+                dir=str(about.folder),
+                id=identity(about),
+                resume="allow",
+                mode="offline" if offline else None,
+                settings=_settings(wandb, patience),
+            )
         self.run.define_metric(STEP)
         self.run.define_metric("*", step_metric=STEP, step_sync=True)
         self._use()
@@ -231,6 +234,16 @@ def abandon() -> None:
     with suppress(AttributeError, OSError, TypeError):  # another process may own it
         service._cleanup()  # type: ignore[union-attr]
         service._proc._process.kill()  # type: ignore[union-attr]
+
+
+@contextmanager
+def _command_without_secrets() -> Iterator[None]:
+    """W&B keeps the command line as it is when a run starts, and has no setting for it."""
+    given, sys.argv = sys.argv, hidden(sys.argv)
+    try:
+        yield
+    finally:
+        sys.argv = given
 
 
 def _settings(wandb: Any, patience: float) -> Any:
