@@ -5,10 +5,13 @@ import csv
 import numpy as np
 import pytest
 import torch
+from conftest import RECORDINGS
 from test_methods import assert_same, state
 
+from unlabeled.batch import first
 from unlabeled.callbacks.held_out import HeldOut
 from unlabeled.callbacks.metrics import MetricsCSV
+from unlabeled.callbacks.views import sheet
 from unlabeled.report import html
 
 
@@ -75,6 +78,26 @@ def test_pictures_of_the_task_are_in_the_report(tiny, tmp_path):
     assert "grey &lt;input&gt;" in page
     assert page.count('alt="grey &lt;input&gt;"') == 3
     assert "Pretext accuracy" in page
+
+
+@pytest.mark.parametrize("name", sorted(RECORDINGS))
+def test_recordings_keep_their_sound_and_frames(tiny, tmp_path, name):
+    method, data, trainer = tiny(
+        name,
+        "trainer.max_epochs=1",
+        callbacks=[HeldOut(limit=16, pictures=3)],
+        logger=MetricsCSV(tmp_path),
+        default_root_dir=str(tmp_path),
+    )
+    trainer.fit(method, data)
+    assert len(rows(tmp_path)) == 1
+    with np.load(tmp_path / "figures/samples.npz", allow_pickle=False) as file:
+        assert file["column0"].shape == (3, 16, 16, 3)
+    (batch, *_) = data.unseen(16)
+    some = first(batch, 4)
+    assert len(some["frames"]) == len(some["label"]) == len(some["crops"][0]) == 4
+    shown = sheet("views", method.augmented(some, 0)["views"], 2, 8)
+    assert len(shown.images) == 2
 
 
 def test_joint_embedding_methods_stay_silent(tiny, tmp_path):

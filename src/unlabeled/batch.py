@@ -1,6 +1,6 @@
 """What travels from the disk to the loss."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -26,6 +26,21 @@ class Batch(TypedDict, total=False):
     views: list[Tensor]  # what the loss sees: float32, normalised, any trailing shape
     mask: Tensor  # 1 where the loss looks
     target: Tensor | dict[str, Tensor]  # the pretext answer, if there is one
+
+
+def first(batch: Batch, count: int) -> Batch:
+    """The first `count` samples of a batch; what is not of samples stays as it is."""
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[:count]
+        if isinstance(value, list):
+            return [part(each) for each in value]
+        if isinstance(value, dict):
+            return {name: part(each) for name, each in value.items()}
+        return value
+
+    return part(batch)
 
 
 def normalize(x: Tensor) -> Tensor:

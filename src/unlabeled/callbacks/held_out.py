@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlabeled import dist
-from unlabeled.batch import Batch
+from unlabeled.batch import first
 from unlabeled.callbacks.metrics import record
 
 
@@ -77,7 +77,7 @@ class HeldOut(pl.Callback):
                 if batch.get("task") in shown:
                     break
                 shown.add(batch.get("task"))
-                columns |= method.pictures(method.augmented(_first(batch, self.pictures), 0))
+                columns |= method.pictures(method.augmented(first(batch, self.pictures), 0))
             method.train(training)
         if not columns:
             return
@@ -95,15 +95,6 @@ def _measurable(trainer: pl.Trainer, method: Any) -> bool:
 def _batches(trainer: pl.Trainer, method: Any, limit: int) -> Any:
     for batch in trainer.datamodule.unseen(limit):  # type: ignore[attr-defined]
         yield method.transfer_batch_to_device(batch, method.device, 0)
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    """A batch's first images, and its task if it has one."""
-    crops, index = [x[:count] for x in batch.get("crops", [])], batch["index"][:count]  # type: ignore
-    first = Batch(crops=crops, index=index)
-    if "task" in batch:
-        first["task"] = batch["task"]
-    return first
 
 
 def _bytes(x: Tensor) -> Any:

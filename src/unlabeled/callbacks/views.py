@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from unlabeled.batch import Batch, denormalize
+from unlabeled.batch import denormalize, first
 from unlabeled.callbacks.loggers import Guarded
 from unlabeled.shown import Images, montage
 
@@ -35,27 +35,12 @@ class Views(pl.Callback):
         if trainer.global_step or batch_idx or not boards or not trainer.is_global_zero:
             return
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            shown = pl_module.augmented(_first(batch, self.images), 0)
+            shown = pl_module.augmented(first(batch, self.images), 0)
         parts = shown.get("tasks") or {shown.get("task") or "augmented": shown}
         for name, part in parts.items():
             pictures = sheet(f"views/{name}", part["views"], self.images, self.most)
             for board in boards:
                 board.log_images(pictures, 0)
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    """A batch's first images, with their crops and tasks."""
-    some = Batch(index=batch["index"][:count])
-    if "crops" in batch:
-        some["crops"] = [x[:count] for x in batch["crops"]]
-    if "task" in batch:
-        some["task"] = batch["task"]
-    if "tasks" in batch:
-        some["tasks"] = {
-            name: Batch(crops=[x[:count] for x in part["crops"]])
-            for name, part in batch["tasks"].items()
-        }
-    return some
 
 
 def sheet(name: str, views: list[Tensor], rows: int, most: int) -> Images:
