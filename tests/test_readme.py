@@ -13,9 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
-from conftest import CONF, ROOT
+from conftest import CONF, RECORDINGS, ROOT
 from PIL import Image
 from test_runs import unlabeled
 
@@ -230,7 +231,11 @@ def made_small(command: str) -> list[str] | None:
     small = list(SMALL)
     if not any(w.startswith(("data=", "experiment=")) for w in words):
         small += TREE
-    if not any(w.startswith(("backbone=", "method=none")) for w in words):
+    recorded = next((m for m in RECORDINGS if f"experiment=scenes/{m}" in words), None)
+    if recorded is not None:
+        small = [x for x in small if not x.startswith(("data.size", "data.eval_decode"))]
+        small += [*conftest.SHORT, *conftest.OWN.get(recorded, [])]
+    elif not any(w.startswith(("backbone=", "method=none")) for w in words):
         small.append("backbone.width=16")
     if not any(re.match("method=|experiment=", w) for w in words):
         small += ["method=simclr", "method.hidden=16"]
