@@ -21,16 +21,16 @@ from unlabeled.cli import building, hydra_files, launch
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    from pytorch_lightning.loggers import Logger
     from torch import nn
 
     from unlabeled.dashboards import Dashboards
     from unlabeled.evaluate.store import FeatureStore
     from unlabeled.folder import Folder
 
-TAKES_LONG = (
-    "evaluation {name}: trains networks, which may take long. If you stop it, the scores that "
-    "{path} has by now stay, and the same command goes on here; ~evals.{name} leaves it out"
-)
+TAKES_LONG = """\
+evaluation {name}: trains networks, which may take long. If you stop it, the scores that {path} \
+has by now stay, and the same command goes on here; ~evals.{name} leaves it out"""
 
 
 def run(cfg: DictConfig, out: Path) -> dict[str, float]:
@@ -121,7 +121,7 @@ def _fit(cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, 
     return trainer.current_epoch
 
 
-def _trainer(cfg: DictConfig, out: Path, loggers: list["pl.loggers.Logger"]) -> "pl.Trainer":
+def _trainer(cfg: DictConfig, out: Path, loggers: list["Logger"]) -> "pl.Trainer":
     from hydra.utils import instantiate
 
     from unlabeled.callbacks.ending import finishes
