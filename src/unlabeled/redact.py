@@ -2,6 +2,9 @@
 
 import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 NAMES = re.compile(r"(api_?key|passw|secret|token|credential)", re.IGNORECASE)
@@ -24,6 +27,19 @@ def hidden(content: T) -> T:
         value for name, value in os.environ.items() if NAMES.search(name) and len(value) >= SHORTEST
     ]
     return _without(content, sorted(values, key=len, reverse=True))
+
+
+@contextmanager
+def hidden_command() -> Iterator[None]:
+    """For libraries that write the command line down: they find it without secrets.
+
+    W&B does, when a run starts, and has no setting for it.
+    """
+    given, sys.argv = sys.argv, hidden(sys.argv)
+    try:
+        yield
+    finally:
+        sys.argv = given
 
 
 def _without(content: Any, values: list[str]) -> Any:

@@ -4,17 +4,16 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from unlabeled.callbacks import wandb_artifacts as artifacts
-from unlabeled.redact import hidden
+from unlabeled.redact import hidden_command
 from unlabeled.shown import About, Files, Images, Table
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class WandB:
         if wandb.run is not None:  # an earlier job of a sweep in this process
             wandb.finish()
         about.folder.mkdir(parents=True, exist_ok=True)
-        with _command_without_secrets():
+        with hidden_command():
             self.run = wandb.init(
                 project=project,
                 entity=entity,
@@ -234,16 +233,6 @@ def abandon() -> None:
     with suppress(AttributeError, OSError, TypeError):  # another process may own it
         service._cleanup()  # type: ignore[union-attr]
         service._proc._process.kill()  # type: ignore[union-attr]
-
-
-@contextmanager
-def _command_without_secrets() -> Iterator[None]:
-    """W&B keeps the command line as it is when a run starts, and has no setting for it."""
-    given, sys.argv = sys.argv, hidden(sys.argv)
-    try:
-        yield
-    finally:
-        sys.argv = given
 
 
 def _settings(wandb: Any, patience: float) -> Any:
