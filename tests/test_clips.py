@@ -190,6 +190,7 @@ def test_motion_is_the_difference_of_neighbours():
         lambda: Evenly(frames=2, rate=0.0, size=8),
         lambda: Sound(seconds=0.0, rate=8000),
         lambda: Box(size=8, scale=[0.5, 0.2]),
+        lambda: Box(size=8, ratio=[2.0, 0.7]),
         lambda: Square(size=8, resize=6),
     ],
 )

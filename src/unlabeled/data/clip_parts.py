@@ -3,10 +3,9 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.data.decode import Interpolation
+from unlabeled.data.decode import Interpolation, resized
 from unlabeled.data.recordings import Recording
 from unlabeled.data.resample import TRIES, boxes, short_side
 from unlabeled.data.rgb import UnreadableError
@@ -35,9 +34,10 @@ class Box:
     ) -> None:
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
-        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+        for name, given in (("scale", scale), ("ratio", ratio)):
+            low, high = given
             if not 0 < low <= high or (name == "scale" and high > 1):
-                raise ValueError(f"{name} must be [low, high] with 0 < low <= high, got {scale}")
+                raise ValueError(f"{name} must be [low, high] with 0 < low <= high, got {given}")
         self.size, self.interpolation = size, interpolation
         self.scale, self.ratio = (scale[0], scale[1]), (ratio[0], ratio[1])
 
@@ -142,14 +142,6 @@ def heard(
         if not sound.silent(audio):
             return middle, audio
     raise UnreadableError(f"it is silent: below {sound.silence} dB")  # type: ignore[union-attr]
-
-
-def resized(pictures: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """Pictures (T, 3, h, w) uint8 at another size, antialiased."""
-    if pictures.shape[-2:] == (height, width):
-        return pictures.contiguous()
-    options = {"mode": interpolation, "antialias": True, "align_corners": False}
-    return F.interpolate(pictures, (height, width), **options)  # type: ignore[arg-type]
 
 
 def _by(crop: Box | Square) -> str:

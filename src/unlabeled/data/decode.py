@@ -210,13 +210,16 @@ class Several:
 
 
 def resized(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """(3, height, width) uint8 of (3, h, w), antialiased.
+    """(..., 3, height, width) uint8 of an image (3, h, w) or pictures (T, 3, h, w), antialiased.
 
     In whole numbers, which give the same on every CPU; within two grey levels of Pillow, which
     takes 3.5 times as long (1.75 instead of 0.48 ms for two crops of 224 of a photograph).
     """
-    size = (height, width)
-    return F.interpolate(image[None], size, mode=interpolation, antialias=True)[0].contiguous()
+    if image.shape[-2:] == (height, width):
+        return image.contiguous()
+    size, whole = (height, width), image if image.ndim == 4 else image[None]
+    found = F.interpolate(whole, size, mode=interpolation, antialias=True).contiguous()
+    return found if image.ndim == 4 else found[0]
 
 
 def _range(values: Sequence[float], name: str) -> tuple[float, float]:

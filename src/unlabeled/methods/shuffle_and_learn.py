@@ -8,8 +8,9 @@ Misra, Zitnick and Hebert, ECCV 2016. https://arxiv.org/abs/1603.08561
 
 The window's frames are drawn by `data.motion_frames`: b and d at most tau_max = 60 frames apart, a
 and e at least tau_min = 15 outside of them; one tuple in four is in order. The paper's f is
-CaffeNet up to fc7, batch norm without scale and shift after conv3 to conv5, fc6 and fc7
-(`backbone=context_alexnet`, from the released prototxt); h is linear on the three concatenated.
+CaffeNet up to fc7, batch norm without scale and shift after conv3 to conv5, fc6 and fc7 (nearly
+`backbone=alexnet_bn backbone.features=grid backbone.hidden=[4096,4096] backbone.normed=3
+backbone.affine=false`, of one tower); h is linear on the three concatenated.
 
 Invariants: reversing a tuple in time keeps its answer; a tuple is in order if and only if its
 middle index lies strictly between the outer two; who predicts the prior pays H(1/4) = 0.5623.
