@@ -573,6 +573,12 @@ def test_wandb_writes_an_offline_run_that_keeps_its_id(tmp_path, monkeypatch, ca
     assert f"wandb sync {folder}" in capsys.readouterr().out
     assert wandb_run.identity(About(tmp_path)) == identity
     assert "WANDB_MODE" not in os.environ
+    monkeypatch.setenv("WANDB_MODE", "offline")  # W&B itself looks at it once per process
+    logger = wandb_logger(about=About(tmp_path / "next"))
+    logger.log_metrics({"train/loss": 1.0}, 0)
+    assert not logger.failed
+    logger.close("finished")
+    assert list(tmp_path.glob("next/wandb/offline-run-*"))
 
 
 def test_tensorboard_writes_events_or_names_the_extra(tmp_path, monkeypatch):

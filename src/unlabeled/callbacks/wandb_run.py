@@ -72,7 +72,7 @@ class WandB:
                 dir=str(about.folder),
                 id=identity(about),
                 resume="allow",
-                mode="offline" if offline else None,
+                mode="offline" if offline else os.environ.get("WANDB_MODE"),  # wandb read it once
                 settings=_settings(wandb, patience),
             )
         self.run.define_metric(STEP)
