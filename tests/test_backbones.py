@@ -453,7 +453,7 @@ def test_unreadable_and_unsafe_files_are_errors(tmp_path, monkeypatch):
         "unlabeled.backbones.library._unknown",
         "unlabeled.backbones.library.get_close_matches",
         "unlabeled.backbones.nothing.ResNet",
-        "unlabeled.optim.LARS",
+        "unlabeled.lars.LARS",
         "resnet",
         None,
     ],

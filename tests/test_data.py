@@ -209,6 +209,19 @@ def test_a_test_folder_beside_classes_is_no_class(tmp_path):
     assert (len(splits["train"]), len(splits["test"])) == (6, 6)
 
 
+def test_images_beside_splits_are_counted(tmp_path, caplog):
+    for split in ("train", "val"):
+        classes_of(tmp_path / split, "ab")
+    Folder()(tmp_path, 0)
+    assert not caplog.messages
+    tree(tmp_path, ["scans/one.png", "two.png"])
+    Folder()(tmp_path, 0)
+    assert [m for m in caplog.messages if "beside" in m] == [
+        f"2 images of {tmp_path} lie beside its folders of splits and are not read "
+        "(such as scans/one.png)"
+    ]
+
+
 def test_of_two_test_folders_the_labelled_one_is_taken(tmp_path):
     classes_of(tmp_path, ["train/a", "train/b", "val/a", "val/b"])
     tree(tmp_path, ["test/1.png", "test/2.png"])  # as ImageNet's, without labels

@@ -406,7 +406,7 @@ def test_heads_equal_torch_trained_alone():
 
 
 def test_lars_heads_equal_the_optimizer_on_each_alone():
-    from unlabeled.optim import LARS
+    from unlabeled.lars import LARS
 
     x, y = blobs(96, 4, 12, 1.5)
     rows, settings = torch.arange(96), [Setting(20.0, 0.0), Setting(80.0, 1e-2)]

@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from unlabeled import draws
 from unlabeled.backbones.resnet import ResNet
-from unlabeled.optim import LARS, Optim
+from unlabeled.lars import LARS
+from unlabeled.optim import Optim
 from unlabeled.parts import ema
 from unlabeled.parts.frozen import Frozen
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from unlabeled.optim import LARS, Optim, cosine
+from unlabeled.lars import LARS
+from unlabeled.optim import Optim, cosine
 
 
 def build(steps=100, batch_size=512, **kwargs):
@@ -105,6 +106,12 @@ def test_weight_decay_follows_a_cosine_and_goes_on_after_a_checkpoint():
         ({"lr": 1, "weight_decay": -1}, "weight_decay"),
         ({"lr": 1, "weight_decay_end": -1}, "weight_decay_end must not be negative, got -1"),
         ({"lr": 1, "milestones": [30]}, "30"),
+        ({"lr": 1, "reference_batch": 0}, "reference_batch must be positive, got 0"),
+        ({"lr": 1, "gamma": 0}, "gamma must be positive, got 0"),
+        ({"lr": 1, "final": 1.5}, r"final is a share of lr, in \[0, 1\], got 1.5"),
+        ({"lr": 1, "warmup_start": -0.1}, "warmup_start is a share"),
+        ({"lr": 1, "norm_bias_lr": 0}, "norm_bias_lr must be positive"),
+        ({"lr": 1, "interval": "epochs"}, "'epochs'"),
     ],
 )
 def test_bad_values_are_named(bad, word):

@@ -1,12 +1,10 @@
 """Optimizers, schedules and the scaling of learning rates."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -61,8 +59,16 @@ class Optim:
     ) -> None:
         if clip_each is not None and clip_each <= 0:
             raise ValueError(f"clip_each must be positive, or null for no limit, got {clip_each}")
-        if lr <= 0:
-            raise ValueError(f"lr must be positive, got {lr}")
+        if norm_bias_lr is not None and norm_bias_lr <= 0:
+            raise ValueError(f"norm_bias_lr must be positive, or null for lr, got {norm_bias_lr}")
+        for name, value in (("lr", lr), ("reference_batch", reference_batch), ("gamma", gamma)):
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name, share in (("final", final), ("warmup_start", warmup_start)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share of lr, in [0, 1], got {share}")
+        if interval not in ("step", "epoch"):
+            raise ValueError(f"interval must be step or epoch, got {interval!r}")
         for name, decay in (("weight_decay", weight_decay), ("weight_decay_end", weight_decay_end)):
             if decay is not None and decay < 0:
                 raise ValueError(f"{name} must not be negative, got {decay}")
@@ -159,92 +165,3 @@ class Optim:
 def cosine(start: float, end: float, share: float) -> float:
     """From start to end along half a cosine, at a share of the way from 0 to 1."""
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, max(0.0, share)))) / 2
-
-
-class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling around SGD with momentum (You et al., 2017).
-
-    For each weight with `adapt`, the gradient g + wd * w is scaled by eta * |w| / |g + wd * w|
-    (1 where either norm is 0); groups with `adapt=False` (biases, norm layers) are plain SGD.
-
-    Args:
-        params: parameters or groups.
-        lr: learning rate.
-        momentum: of the velocity.
-        weight_decay: added to the gradient before its norm is taken.
-        eta: the trust coefficient.
-        lr_in_momentum: True multiplies lr into the velocity (SimCLR's code:
-            v <- m v + lr r g), False outside it (Barlow Twins, BYOL: w <- w - lr v). They
-            differ whenever lr changes between steps.
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 0.2,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        eta: float = 1e-3,
-        lr_in_momentum: bool = False,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "eta": eta,
-            "lr_in_momentum": lr_in_momentum,
-            "adapt": True,
-        }
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update, in a number of tensor operations that does not grow with the layers."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        work: list[_Work] = []
-        for group in self.param_groups:
-            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
-            if params and group["weight_decay"]:
-                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
-            if params:
-                work.append(_Work(group, params, grads))
-        for eta in dict.fromkeys(w.group["eta"] for w in work):
-            self._adapt([w for w in work if w.group["adapt"] and w.group["eta"] == eta], eta)
-        for w in work:
-            self._move(w.group, w.params, w.grads)
-        return loss
-
-    @staticmethod
-    def _adapt(work: list["_Work"], eta: float) -> None:
-        # The groups together: each of these operations would cost as much for every one.
-        params, grads = [p for w in work for p in w.params], [g for w in work for g in w.grads]
-        if not params:
-            return
-        w = torch.stack(torch._foreach_norm(params))
-        g = torch.stack(torch._foreach_norm(grads))
-        trust = torch.where((w > 0) & (g > 0), eta * w / g, torch.ones_like(w))
-        scaled = iter(torch._foreach_mul(grads, list(trust.unbind())))
-        for part in work:
-            part.grads[:] = itertools.islice(scaled, len(part.grads))
-
-    def _move(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        if group["lr_in_momentum"]:
-            grads = list(torch._foreach_mul(grads, group["lr"]))
-        if new := [p for p in params if "momentum_buffer" not in self.state[p]]:
-            for p, zero in zip(new, torch._foreach_mul(new, 0.0), strict=True):
-                self.state[p]["momentum_buffer"] = zero
-        velocity = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_mul_(velocity, group["momentum"])
-        torch._foreach_add_(velocity, grads)
-        scale = 1.0 if group["lr_in_momentum"] else group["lr"]
-        torch._foreach_add_(params, velocity, alpha=-scale)
-
-
-class _Work(NamedTuple):
-    group: dict[str, Any]
-    params: list[Tensor]
-    grads: list[Tensor]

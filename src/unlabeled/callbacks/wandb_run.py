@@ -72,8 +72,7 @@ class WandB:
                 dir=str(about.folder),
                 id=identity(about),
                 resume="allow",
-                mode="offline" if offline else os.environ.get("WANDB_MODE"),  # wandb read it once
-                settings=_settings(wandb, patience),
+                settings=_settings(wandb, patience, offline),
             )
         self.run.define_metric(STEP)
         self.run.define_metric("*", step_metric=STEP, step_sync=True)
@@ -235,10 +234,12 @@ def abandon() -> None:
         service._proc._process.kill()  # type: ignore[union-attr]
 
 
-def _settings(wandb: Any, patience: float) -> Any:
+def _settings(wandb: Any, patience: float, offline: bool) -> Any:
     """Limits of time, and which source tree makes the run: not the one that it is started in."""
+    mode = "offline" if offline else os.environ.get("WANDB_MODE")  # W&B reads it once per process
     known = getattr(wandb.Settings, "model_fields", {})
     tree = Path(__file__).resolve().parents[3]
     wanted = {"init_timeout": patience, "finish_timeout": patience, "silent": True}
+    wanted |= {"mode": mode} if mode else {}
     wanted |= {"git_root": str(tree)} if (tree / ".git").exists() else {"disable_git": True}
     return wandb.Settings(**{key: value for key, value in wanted.items() if key in known})

@@ -1,5 +1,7 @@
 """A folder tree of images, read as splits and classes."""
 
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import torch
 
 from unlabeled.data.files import EXTENSIONS, Listing, index
 from unlabeled.data.splits import Files
+
+log = logging.getLogger(__name__)
 
 TRAIN = ("train", "training")
 TEST = ("test", "val", "valid", "validation")
@@ -20,6 +24,8 @@ def read_tree(root: Path, tests: Sequence[str] = TEST) -> dict[str, Files]:
         root: the folder.
         tests: names of folders of test images, best first. Where the training images have
             classes, the first folder that has them too is taken.
+
+    Images that lie beside such folders are counted in a warning and left out.
 
     Raises:
         ValueError: no folder, no images, or no training images.
@@ -34,6 +40,11 @@ def read_tree(root: Path, tests: Sequence[str] = TEST) -> dict[str, Files]:
     train = np.flatnonzero(owner == ("train" if inside else ""))
     if not len(train):
         raise ValueError(f"{root} has test folders only: add a folder named train")
+    if inside and len(beside := np.flatnonzero(owner == "")):
+        log.warning(
+            "%d images of %s lie beside its folders of splits and are not read (such as %s)",
+            *(len(beside), root, os.fsdecode(bytes(found.paths[beside[0]]))),
+        )
     parts = {"train": (train, _class_names(found, train, inside))}
     others = [np.flatnonzero(owner == name) for name in tests if name in sides.values()]
     named = [(rows, _class_names(found, rows, True)) for rows in others]

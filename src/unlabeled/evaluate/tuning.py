@@ -12,7 +12,8 @@ from unlabeled import dist
 from unlabeled.draws import Draws, shuffled
 from unlabeled.evaluate.contract import Subject
 from unlabeled.evaluate.store import images
-from unlabeled.optim import LARS, cosine
+from unlabeled.lars import LARS
+from unlabeled.optim import cosine
 
 
 class Decode(Protocol):
