@@ -277,6 +277,13 @@ def test_numbers_that_are_no_shares_stay_as_they_are():
     assert Score(0.5, 0.4, 0.6).text(share=True) == "50.0 %"
 
 
+def test_a_distance_below_one_is_no_percentage():
+    distance = {"invariance/res5/flip/relative": {"share": False}}
+    row, plain = (rows({"invariance/res5/flip/relative": 0.25}, x)[0] for x in (distance, {}))
+    assert not row.share
+    assert plain.share
+
+
 def test_a_baseline_alone_still_has_a_row():
     (row,) = rows({"baseline/random/knn/k20_t0.07/top1": 0.7}, {})
     assert (row.name, list(row.scores)) == ("knn/k20_t0.07/top1", ["random"])
@@ -336,6 +343,13 @@ def test_terminal_table(run):
     assert "+13.0" in knn
     assert any("raw pixels" in li and "random init" in li and "trained" in li for li in lines)
     assert not any("top5" in line for line in lines)
+
+
+def test_what_goes_into_a_file_is_not_cut(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    show(run)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("knn/k20_t0.07/top1" in line and "+13.0" in line for line in lines)
 
 
 def test_terminal_says_nothing_without_scores(tmp_path):

@@ -87,7 +87,8 @@ class Result:
     Args:
         scores: numbers; accuracies are shares in [0, 1].
         details: protocol, stage, hyperparameters and selection of every score, and `better`,
-            "lower" or "neither", where a higher score is not a better one.
+            "lower" or "neither", where a higher score is not a better one. `share` is false
+            where a score that may lie in [0, 1] is none, and no percentage.
         per_image: values (n,) whose mean is the score, for the bootstrap; a score that is not
             a mean over images has its own `ci95` in its details instead.
         figures: arrays of what the report draws, by name. Each has a `kind`, a `title` and may

@@ -102,6 +102,8 @@ class Health:
         details = {name: {**shared, "ci95": list(ci)} for name, (_, ci) in values.items()}
         for name in ("alignment", "uniformity", "dead"):
             details[name]["better"] = "lower"
+        for name in values.keys() - {"dead"}:
+            details[name]["share"] = False
         return Result({name: value for name, (value, _) in values.items()}, details, {})
 
     def _plain(self, subject: Subject, chosen: Sequence[int]) -> Tensor:

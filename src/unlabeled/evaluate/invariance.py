@@ -97,6 +97,7 @@ class Invariance:
                         "stage": stage,
                         "hyperparameters": {"transform": repr(self.transforms[name])},
                         "selection": "none",
+                        "share": False,
                         "better": "neither",  # what is useful to know, not how useful it is
                         "between_images": apart.mean().item(),
                     }

@@ -56,7 +56,8 @@ class Row:
     @property
     def share(self) -> bool:
         """Whether the numbers are shares, to be shown in percent."""
-        return all(0 <= s.value <= 1 for s in self.scores.values())
+        known = self.details.get("share", True)  # false: a distance may be below 1 too
+        return bool(known) and all(0 <= s.value <= 1 for s in self.scores.values())
 
     @property
     def sign(self) -> int:

@@ -10,12 +10,18 @@ from unlabeled.report.compare import Comparison
 from unlabeled.report.run import read
 from unlabeled.report.scores import TITLES, kinds, main, rows
 
+WIDTH = 1000  # where the output is a file: what is read there later shall not be cut
 COLOURS = {"up": "green", "down": "red", "": "default"}  # of a gain
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def show(run: Path, *, console: Console | None = None) -> None:
     """Prints a run's scores: raw pixels, random initialisation and trained, side by side."""
-    console = console or Console()
+    console = console or _console()
     found = read(run)
     table = Table(title="Scores, with 95 % intervals", title_justify="left")
     table.add_column("protocol", no_wrap=True)
@@ -49,7 +55,7 @@ def show(run: Path, *, console: Console | None = None) -> None:
 
 def compare(found: Comparison, *, console: Console | None = None) -> None:
     """Prints a comparison: a line per run."""
-    console = console or Console()
+    console = console or _console()
     table = Table(title="Runs", title_justify="left")
     for i, title in enumerate(found.header):
         table.add_column(escape(title), justify="right" if i else "left", no_wrap=True)
