@@ -175,6 +175,8 @@ class Center(RandomCrop):
 
     def resized(self, image: Tensor, height: int, width: int) -> Tensor:
         """The whole image in the size that the square is cut from."""
+        if image.device.type != "cpu":
+            return super().resized(image, height, width)
         return tensor(pil(image).resize((width, height), PILLOW[self.interpolation]))
 
     def window(self, height: int, width: int) -> Window:
@@ -218,7 +220,11 @@ def resized(image: Tensor, height: int, width: int, interpolation: str) -> Tenso
     if image.shape[-2:] == (height, width):
         return image.contiguous()
     size, whole = (height, width), image if image.ndim == 4 else image[None]
-    found = F.interpolate(whole, size, mode=interpolation, antialias=True).contiguous()
+    if whole.device.type != "cpu":  # CUDA resizes no whole numbers
+        found = F.interpolate(whole.float(), size, mode=interpolation, antialias=True)
+        found = found.round_().clamp_(0, 255).byte()
+    else:
+        found = F.interpolate(whole, size, mode=interpolation, antialias=True).contiguous()
     return found if image.ndim == 4 else found[0]
 
 

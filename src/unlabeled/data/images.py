@@ -11,11 +11,12 @@ from torch import Tensor
 from unlabeled.batch import Batch
 from unlabeled.data.annotated import Annotations
 from unlabeled.data.decode import Decode
+from unlabeled.data.encoded import Encoded, EncodedRows, cropped
 from unlabeled.data.layouts import Layout
 from unlabeled.data.reading import MemoryRows, TrainingRows, answers
 from unlabeled.data.sampler import Batches, Loader, Order
 from unlabeled.data.splits import digest, divide
-from unlabeled.data.store import Store, cores
+from unlabeled.data.store import Store, check, cores
 from unlabeled.data.tasks import Tasks, by_task, filled, in_turn
 from unlabeled.draws import Draws, shuffled, subset
 
@@ -26,7 +27,8 @@ class Images(Annotations, pl.LightningDataModule):
     """Images and, where the layout knows them, labels.
 
     In the `memory` tier all images are one uint8 tensor and crops are cut on the device; in the
-    `folder` tier workers decode and crop files.
+    `folder` tier workers decode and crop files; in the `gpu` tier they read the training images'
+    files only, which the device decodes (nvJPEG) and crops. Evaluations decode in workers there.
 
     Args:
         root: the folder of the data set.
@@ -36,7 +38,7 @@ class Images(Annotations, pl.LightningDataModule):
         batch_size: images of one forward over all processes.
         limit: use only so many training images, balanced over classes, fixed by the seed.
         workers: processes that decode; None: none for memory, else one per core, at most 8.
-        tier: "memory", "folder", or "auto": memory where the layout gives arrays.
+        tier: "memory", "folder", "gpu", or "auto": memory where the layout gives arrays.
         val_share: share of the training images set aside for choosing hyper-parameters.
         max_unreadable: share of a split's images that may be unreadable before a run stops.
         seed: of order, crops, limit and val_share.
@@ -53,21 +55,14 @@ class Images(Annotations, pl.LightningDataModule):
         batch_size: int = 256,
         limit: int | None = None,
         workers: int | None = None,
-        tier: Literal["auto", "memory", "folder"] = "auto",
+        tier: Literal["auto", "memory", "folder", "gpu"] = "auto",
         val_share: float = 0.1,
         max_unreadable: float = 0.01,
         seed: int = 0,
         size: int | None = None,
     ) -> None:
         super().__init__()
-        if tier not in ("auto", "memory", "folder"):
-            raise ValueError(f"data.tier must be auto, memory or folder, got {tier!r}")
-        for name, value, low in (
-            *(("batch_size", batch_size, 1), ("limit", limit, 1)),
-            *(("workers", workers, 0), ("size", size, 1)),
-        ):
-            if value is not None and value < low:
-                raise ValueError(f"data.{name} must be at least {low}, got {value}")
+        check(tier, batch_size=batch_size, limit=limit, workers=workers, size=size)
         for name, share in (("val_share", val_share), ("max_unreadable", max_unreadable)):
             if not 0 <= share < 1:
                 raise ValueError(f"data.{name} must be in [0, 1), got {share}")
@@ -110,12 +105,18 @@ class Images(Annotations, pl.LightningDataModule):
         if store.in_memory("train"):
             rows = MemoryRows(store.pixels("train"), split, unreadable.found)
         else:
-            rows = TrainingRows(split, self.decode, self.seed, unreadable.allowed + 1)
+            reads = EncodedRows if self.tier == "gpu" else TrainingRows
+            rows = reads(split, self.decode, self.seed, unreadable.allowed + 1)
         return Loader(rows, self._batches(), workers=self._workers(), report=unreadable)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Cuts the crops of a training batch of whole images, on its device."""
-        if "step" not in batch or not self._read().in_memory("train"):
+        store = self._read()
+        if isinstance(batch.get("crops"), Encoded):
+            batch, bad = cropped(batch, self.decode, batch["index"].device)  # type: ignore
+            store.unreadable["train"](bad)
+            return batch
+        if "step" not in batch or not store.in_memory("train"):
             return batch
         (images,) = batch["crops"]  # type: ignore[typeddict-item]
         draws = Draws(self.seed, "crop", batch["step"], rows=len(images), **self._place())

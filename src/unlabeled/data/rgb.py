@@ -59,6 +59,18 @@ def pixels(path: str | Path | BytesIO) -> Tensor:
         raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
 
+def stored(path: Path) -> bytes:
+    """The bytes of an image's file. Raises `UnreadableError`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise UnreadableError(f"{type(error).__name__}: {error}") from error
+    if len(data) > MOST_BYTES:
+        raise UnreadableError(f"a file of more than {MOST_BYTES} bytes")
+    return data
+
+
 def read(path: str | Path | BytesIO) -> Image.Image:
     """The same as an image of Pillow."""
     return pil(pixels(path))

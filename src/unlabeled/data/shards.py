@@ -52,6 +52,10 @@ class Archived:
         """An image, RGB (3, h, w) uint8. Raises `UnreadableError`."""
         return pixels(self.archives.read(self._at(i)))
 
+    def encoded(self, i: int) -> bytes:
+        """The bytes of an image's file. Raises `UnreadableError`."""
+        return self.archives.read(self._at(i)).getvalue()
+
     def take(self, positions: Tensor) -> "Archived":
         """Some of the images, in the order of `positions`, which must be sorted."""
         at = positions.numpy() if self.at is None else self.at[positions.numpy()]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.data.rgb import pixels
+from unlabeled.data.rgb import pixels, stored
 from unlabeled.draws import shuffled
 from unlabeled.truth import Annotation
 
@@ -48,6 +48,10 @@ class Files:
     def image(self, i: int) -> Tensor:
         """An image, RGB (3, h, w) uint8. Raises `UnreadableError`."""
         return pixels(self.root / self.name(i))
+
+    def encoded(self, i: int) -> bytes:
+        """The bytes of an image's file. Raises `UnreadableError`."""
+        return stored(self.root / self.name(i))
 
     def take(self, positions: Tensor) -> "Files":
         """Some of the images, in the order of `positions`."""

@@ -113,6 +113,22 @@ class Store:
             yield labelled(crops, index, split)
 
 
+def check(
+    tier: str, *, batch_size: int, limit: int | None, workers: int | None, size: int | None
+) -> None:
+    """Raises ValueError for settings of `unlabeled.data.images.Images` that cannot be."""
+    if tier not in ("auto", "memory", "folder", "gpu"):
+        raise ValueError(f"data.tier must be auto, memory, folder or gpu, got {tier!r}")
+    if tier == "gpu" and not torch.cuda.is_available():
+        raise ValueError("data.tier=gpu needs a CUDA device to decode on: choose data.tier=folder")
+    for name, value, low in (
+        *(("batch_size", batch_size, 1), ("limit", limit, 1)),
+        *(("workers", workers, 0), ("size", size, 1)),
+    ):
+        if value is not None and value < low:
+            raise ValueError(f"data.{name} must be at least {low}, got {value}")
+
+
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

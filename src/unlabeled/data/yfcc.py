@@ -16,7 +16,7 @@ from torch import Tensor
 from unlabeled.data.files import cache_folder
 from unlabeled.data.metadata import photos
 from unlabeled.data.order import BufferedOrder
-from unlabeled.data.rgb import pixels
+from unlabeled.data.rgb import pixels, stored
 from unlabeled.data.selection import Selection, ranks
 from unlabeled.data.shards import Archived, Shards
 from unlabeled.data.splits import Split, digest
@@ -63,6 +63,10 @@ class Photos:
     def image(self, i: int) -> Tensor:
         """An image, RGB (3, h, w) uint8. Raises `UnreadableError`."""
         return pixels(self.root / self.name(i))
+
+    def encoded(self, i: int) -> bytes:
+        """The bytes of an image's file. Raises `UnreadableError`."""
+        return stored(self.root / self.name(i))
 
     def take(self, positions: Tensor) -> "Photos":
         """Some of the images, in the order of `positions`."""
