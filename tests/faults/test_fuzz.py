@@ -11,6 +11,7 @@ import pickle
 import pkgutil
 import resource
 import struct
+import tarfile
 import time
 import zipfile
 import zlib
@@ -26,6 +27,8 @@ import unlabeled
 from unlabeled import checkpoints
 from unlabeled.backbones import load
 from unlabeled.data.rgb import MAX_PIXELS, UnreadableError, read
+from unlabeled.data.shards import Shards
+from unlabeled.data.voc import read_objects
 from unlabeled.overrides import mistakes
 from unlabeled.redact import HIDDEN, hidden
 
@@ -205,6 +208,114 @@ def test_image_bombs(watched, tmp_path, width, height):
     path.write_bytes(png(width, height, zlib.compress(bytes(1 << 20))))
     with pytest.raises(UnreadableError, match=r"pixels|MemoryError|DecompressionBomb|size"):
         watched(read, path)
+
+
+# Annotations of VOC.
+
+BOX = "<xmin>3</xmin><ymin>5.5</ymin><xmax>20</xmax><ymax>30</ymax>"
+OBJECT = f"<object><name>dog</name><bndbox>{BOX}</bndbox><difficult>1</difficult></object>"
+DOGS = f"<annotation><filename>x.jpg</filename>{OBJECT}{OBJECT}</annotation>"
+ODD = st.sampled_from(
+    [
+        *("", "nan", "-inf", "1e9999", "9" * 400, "dog", "\u0663", "0x10", "1,5", "-7", " 4 "),
+        *("&a;", "&#0;", "&lt;", "<![CDATA[3]]>", "<!-- -->", "<x>" * 50, "]]>", "<object>"),
+        *(
+            '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>',
+            '<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]>',
+            '<?xml version="1.0" encoding="utf-7"?>',
+        ),
+    ]
+)
+PARTS = ("3", "5.5", "20", "30", "dog", "1", "<object>", "</bndbox>", "<annotation>", "bndbox")
+
+
+def tried(function, path):
+    """What a function makes of a path, or None where it refuses it, by its name."""
+    try:
+        return function(path)
+    except ValueError as error:
+        said = str(error)
+    assert str(path) in said
+    return None
+
+
+def objects_or_named(path):
+    found = tried(read_objects, path)
+    if found is None:
+        return
+    left, top, right, bottom = found.boxes.unbind(1)
+    assert found.boxes.isfinite().all()
+    assert ((left < right) & (top < bottom)).all()
+    assert len(found.boxes) == len(found.labels) == len(found.difficult)
+
+
+@inputs(300)
+@given(data=st.data())
+def test_annotations(watched, tmp_path, data):
+    text = DOGS
+    for _ in range(data.draw(st.integers(0, 3))):
+        text = text.replace(data.draw(st.sampled_from(PARTS)), data.draw(ODD), 1)
+    content = text.encode()
+    if data.draw(st.booleans()):
+        content = damaged(data.draw, content)
+    path = tmp_path / "x.xml"
+    path.write_bytes(content)
+    watched(objects_or_named, path)
+
+
+# Archives.
+
+NAMES = st.sampled_from(
+    [
+        *("a/0.jpg", "0.cls", "0.jpg", "1.PNG", "../up.jpg", "/root.jpg", "a/../../b.png", ".jpg"),
+        *("x" * 300 + ".jpg", "\u00e9.jpg", "..", "2.cls", "2.jpg", "c\\..\\d.jpg"),
+    ]
+)
+KINDS = st.sampled_from([tarfile.REGTYPE] * 8 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE])
+
+
+def archived(draw):
+    """An archive of a few members with odd names, sizes and kinds."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for _ in range(draw(st.integers(1, 5))):
+            member = tarfile.TarInfo(draw(NAMES))
+            member.type, member.linkname = draw(KINDS), draw(NAMES)
+            body = draw(st.sampled_from([WHOLE["JPEG"], WHOLE["PNG"], b"7", b"-3", b"x" * 30, b""]))
+            member.size = len(body) if member.isreg() else 0
+            archive.addfile(member, io.BytesIO(body))
+    return file.getvalue()
+
+
+def images_or_named(folder):
+    """Reads all images of the archives of a folder. Nothing is ever written beside them."""
+    splits = tried(lambda root: Shards()(root, 0), folder)
+    if splits is None:
+        return
+    split = splits["train"]
+    for i in range(len(split)):
+        try:
+            image = split.image(i)
+        except UnreadableError:
+            continue
+        assert image.dtype == torch.uint8
+        assert image.shape[0] == 3
+
+
+@inputs(200)
+@given(data=st.data())
+def test_archives(watched, tmp_path_factory, monkeypatch, data):
+    home = tmp_path_factory.mktemp("archives")
+    monkeypatch.setenv("UNLABELED_CACHE", str(home / "cache"))
+    folder = home / "shards"
+    folder.mkdir()
+    content = archived(data.draw)
+    if data.draw(st.booleans()):
+        content = damaged(data.draw, content)
+    (folder / "0.tar").write_bytes(content)
+    watched(images_or_named, folder)
+    assert [path.name for path in folder.iterdir()] == ["0.tar"]
+    assert {path.name for path in home.iterdir()} <= {"shards", "cache"}
 
 
 # Checkpoints.
