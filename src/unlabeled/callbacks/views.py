@@ -44,8 +44,9 @@ class Views(pl.Callback):
 
 
 def sheet(name: str, views: list[Tensor], rows: int, most: int) -> Images:
-    """A picture for each of the first rows: its views in their order, side by side."""
-    columns = [column[:rows] for view in views for column in _images(view)]
+    """A picture for each of the first rows: its views in their order, side by side; no sound."""
+    seen = [view for view in views if view.ndim > 2]
+    columns = [column[:rows] for view in seen for column in _images(view)]
     more = f", {most} of {len(columns)} views" if len(columns) > most else ""
     pictures = [montage([row]) for row in zip(*columns[:most], strict=True)]
     return Images(name, pictures, [f"{i}{more}" for i in range(len(pictures))])
