@@ -509,9 +509,9 @@ def test_every_yaml_builds(path, tmp_path):
         head = {"head.weight": torch.zeros(7, tiny().dim), "head.bias": torch.arange(7.0)}
         torch.save({**saved, "state_dict": saved["state_dict"] | head}, tmp_path / "classifier")
         node.path = str(tmp_path / "classifier")
-    for inner in filter(None, (d.get("/backbone@model") for d in defaults if d != "_self_")):
-        model = OmegaConf.load(CONF / f"{inner}.yaml")
-        node.model = OmegaConf.merge(model, node.get("model", {}))
+    for where, inner in (item for d in defaults if d != "_self_" for item in d.items() if item[1]):
+        model, key = OmegaConf.load(CONF / f"{inner}.yaml"), where.removeprefix("/backbone@")
+        OmegaConf.update(node, key, OmegaConf.merge(model, OmegaConf.select(node, key) or {}))
     if path.stem in ("torchvision", "timm"):
         node.name = "resnet18" if path.stem == "torchvision" else "test_resnet"
     if any(kind in path.stem for kind in ("resnet", "regnet", "alexnet")):

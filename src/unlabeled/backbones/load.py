@@ -102,6 +102,22 @@ def _without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **inner, **weights}
 
 
+def ended(path: str | None) -> dict[str, Tensor] | None:
+    """All parameters and buffers that a run's method ended with, by name; None without a path.
+
+    Raises:
+        ValueError: there is no such run.
+    """
+    if path is None:
+        return None
+    file, prefix = find(path), "state_dict."
+    content, _ = read(file)
+    found = {k.removeprefix(prefix): x for k, x in content.items() if k.startswith(prefix)}
+    if not found:
+        raise ValueError(f"{file} is no checkpoint of a run: it has no state_dict")
+    return found
+
+
 def find(path: str | Path) -> Path:
     """The file of weights that a path means: a file, or the last checkpoint of a run folder."""
     given = Path(path).expanduser()
