@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unlabeled.batch import Batch
 from unlabeled.data.decode import Center, Decode
-from unlabeled.data.recordings import Recorded, blank, sample
+from unlabeled.data.recordings import Blank, Recorded, sample
 from unlabeled.data.rgb import UnreadableError
 from unlabeled.data.sampler import Bad, Key
 from unlabeled.data.splits import Array, Split, rows
@@ -129,7 +129,7 @@ class PlainRows:
             return self.decode(sample(self.split, i), *self.key, i)
         except UnreadableError as error:
             bad.append((i, str(error)))
-            return self.decode(blank() if isinstance(self.split, Recorded) else GREY, *self.key, i)
+            return self.decode(Blank() if isinstance(self.split, Recorded) else GREY, *self.key, i)
 
 
 class MemoryRows:

@@ -207,10 +207,26 @@ def middle(recording: Recording) -> Tensor:
     return picture
 
 
-def blank() -> Kept:
-    """What stands for a recording that cannot be read: a grey and silent second."""
-    grey = torch.full((1, 3, 1, 1), 128, dtype=torch.uint8).expand(25, 3, 256, 256)
-    return Kept(grey, 25.0, torch.zeros(16000), 16000)
+class Blank:
+    """What stands for a recording that cannot be read: grey and humming, and never too short.
+
+    It hums, as a decode may refuse what is silent.
+    """
+
+    times = torch.arange(10_000, dtype=torch.float64) / 25
+    seconds = 400.0
+    sounding = True
+
+    def pictures(self, positions: Sequence[int]) -> Tensor:
+        grey = torch.full((1, 3, 1, 1), 128, dtype=torch.uint8)
+        return grey.expand(len(positions), 3, 256, 256)
+
+    def sound(self, start: float, seconds: float, rate: int) -> Tensor:
+        hum = torch.arange(round(seconds * rate)) * (100 * 2 * torch.pi / rate)
+        return hum.sin().sign()
+
+    def motion(self) -> Tensor:
+        return torch.zeros(len(self.times) - 1)
 
 
 def sample(split: Split, i: int) -> Tensor | Recording:
