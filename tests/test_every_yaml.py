@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONF, LISTENING, RECORDINGS, SHORT
+from media_files import numbered, tone
+from media_files import write as film
 from PIL import Image
 from test_nyuv2 import write_nyuv2
 from test_poses import write_flic, write_mpii
+from test_video_data import audioset, hmdb51, kinetics, tree, ucf101
 from test_yfcc import write_yfcc
 
 from unlabeled.train import run
@@ -320,6 +323,7 @@ def on_images(name: str) -> list[str]:
         once = ["trainer.max_epochs=1"] if option in passes else []
         few = ["data.layout.train=16", "data.layout.test=8"] if "scenes" in option else []
         few += ["data.layout.count=12"] if option == "yfcc1m" else []
+        root = ["data.root=${oc.env:UNLABELED_DATA}/films"] if "video_folder" in option else root
         return [*small, f"data={option}", *DATA, *root, *once, *few]
     if group == "trainer":
         small = [s for s in SMALLEST if not s.startswith("trainer.precision")]
@@ -370,6 +374,7 @@ def roots(tmp_path_factory):
     official(root, pixels, write)
     archived(root)
     write_yfcc(root / "yfcc100m", 16)
+    filmed(root)
     (root / "fashion_mnist").mkdir()
     for side, count in (("train", 16), ("t10k", 8)):
         images = pixels.integers(0, 256, (count, 28, 28), dtype=np.uint8)
@@ -391,6 +396,16 @@ def archived(root):
                     label = tarfile.TarInfo(f"{kind}{i}.cls")
                     label.size = 1
                     archive.addfile(label, io.BytesIO(str(k).encode()))
+
+
+def filmed(root):
+    """A clip of two seconds, wherever sets of recordings have theirs."""
+    clip = film(root / "clip.mp4", numbered(20), tracks=[tone(2, 440)]).read_bytes()
+    tree(root / "films", clip, {"train": 4, "val": 2})
+    ucf101(root / "ucf101", clip)
+    hmdb51(root / "hmdb51", clip, fold=1)
+    kinetics(root / "kinetics", clip)
+    audioset(root / "audioset", clip, count=8)
 
 
 def official(root, pixels, write):

@@ -1,4 +1,4 @@
-"""The list of image files under a folder, kept in a cache because walking millions takes long."""
+"""The image files, or others, under a folder: kept in a cache, as walking millions takes long."""
 
 import hashlib
 import os
@@ -17,8 +17,18 @@ FORMAT = "1"  # of the cache file
 SETTLED = 1.0  # seconds: a folder changed that recently may change again within its time stamp
 
 
+class Kind(NamedTuple):
+    """Which files a data set is made of."""
+
+    plural: str  # for messages
+    extensions: frozenset[str]
+
+
+IMAGES = Kind("images", EXTENSIONS)
+
+
 class Listing(NamedTuple):
-    """Image files under a root in the order of their paths, and the folders they were found in."""
+    """Files under a root in the order of their paths, and the folders they were found in."""
 
     paths: np.ndarray  # (N,) bytes, relative, separated by "/": 40 bytes a file, not 100
     sizes: np.ndarray  # (N,) int64, bytes
@@ -26,8 +36,8 @@ class Listing(NamedTuple):
     changed: np.ndarray  # (D,) int64, modification time in ns
 
 
-def index(root: Path) -> Listing:
-    """The images under `root`, from the cache if no folder changed since.
+def index(root: Path, kind: Kind = IMAGES) -> Listing:
+    """The files of a kind under `root`, from the cache if no folder changed since.
 
     Links are followed, hidden files and folders ignored. A file overwritten in place with
     another size goes unnoticed, since its folder does not change.
@@ -37,13 +47,14 @@ def index(root: Path) -> Listing:
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
-        raise ValueError(f"{root} {what}: point data.root at the folder with the images")
-    cache = cache_folder() / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.npz"
+        raise ValueError(f"{root} {what}: point data.root at the folder with the {kind.plural}")
+    said = os.fsencode(root.resolve()) + (b"" if kind is IMAGES else kind.plural.encode())
+    cache = cache_folder() / f"{hashlib.sha256(said).hexdigest()[:32]}.npz"
     found = _load(cache)
     if found is not None and _unchanged(root, found):
         return found
     now = time.time()
-    found = walk(root)
+    found = walk(root, kind)
     if now - found.changed.max() / 1e9 > SETTLED:
         _save(cache, found)
     return found
@@ -55,8 +66,8 @@ def cache_folder() -> Path:
     return Path(home) / "index"
 
 
-def walk(root: Path) -> Listing:
-    """The images under `root`, read from the disk."""
+def walk(root: Path, kind: Kind = IMAGES) -> Listing:
+    """The files of a kind under `root`, read from the disk."""
     files: list[tuple[bytes, int]] = []
     folders: list[tuple[bytes, int]] = []
     seen: set[tuple[int, int]] = set()  # a link may lead back up
@@ -76,7 +87,7 @@ def walk(root: Path) -> Listing:
                     continue
                 if entry.is_dir():
                     todo.append(name)
-                elif is_image(entry.name) and entry.is_file():
+                elif is_of(entry.name, kind) and entry.is_file():
                     files.append((name, entry.stat().st_size))
     files.sort()
     folders.sort()
@@ -88,9 +99,9 @@ def walk(root: Path) -> Listing:
     )
 
 
-def is_image(name: bytes) -> bool:
-    """Whether a file name ends as an image's does, in upper or lower case."""
-    return os.path.splitext(name)[1].lower().decode("ascii", "replace") in EXTENSIONS
+def is_of(name: bytes, kind: Kind) -> bool:
+    """Whether a file name ends as one of that kind does, in upper or lower case."""
+    return os.path.splitext(name)[1].lower().decode("ascii", "replace") in kind.extensions
 
 
 def _unchanged(root: Path, listing: Listing) -> bool:

@@ -15,7 +15,7 @@ from unlabeled.data.encoded import Encoded, EncodedRows, cropped
 from unlabeled.data.layouts import Layout
 from unlabeled.data.reading import MemoryRows, TrainingRows, answers
 from unlabeled.data.sampler import Batches, Loader, Order
-from unlabeled.data.splits import digest, divide
+from unlabeled.data.splits import digest, parted
 from unlabeled.data.store import Store, check, cores
 from unlabeled.data.tasks import Tasks, by_task, filled, in_turn
 from unlabeled.draws import Draws, shuffled, subset
@@ -188,7 +188,7 @@ class Images(Annotations, pl.LightningDataModule):
     def selection(self) -> tuple[Tensor, Tensor]:
         """Positions of training images to (fit heads on, choose hyper-parameters on)."""
         split = self._read().split("train")
-        return divide(split.labels, len(split), self.val_share, self.seed, "selection")
+        return parted(split, self.val_share, self.seed, "selection")
 
     def split_hash(self) -> str:
         """Names the selection: training images and which of them are for what."""

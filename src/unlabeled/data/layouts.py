@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.idx import find_idx, read_idx
-from unlabeled.data.splits import Array, Files, Split, divide
+from unlabeled.data.splits import Array, Files, Split, divide, parted
 from unlabeled.data.tree import read_tree
 
 
@@ -92,7 +92,7 @@ class HeldOut:
 
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
         train = self.layout(root, seed)["train"]
-        rest, held_out = divide(train.labels, len(train), self.share, self.split_seed, "held out")
+        rest, held_out = parted(train, self.share, self.split_seed, "held out")
         return {"train": train.take(rest), "test": train.take(held_out)}
 
 

@@ -184,3 +184,20 @@ def divide(labels: Tensor | None, n: int, share: float, *key: int | str) -> tupl
     place[by_class] = torch.arange(n) - (counts.cumsum(0) - counts)[y[by_class]]
     chosen = place < quota[y]
     return order[~chosen].sort().values, order[chosen].sort().values
+
+
+def parted(split: Split, share: float, *key: int | str) -> tuple[Tensor, Tensor]:
+    """Sorted positions (rest, chosen) of a split, as `divide`; what is of one group stays together.
+
+    Of a split with `groups` (N,), the share is one of groups, each of its first member's class.
+    """
+    groups: Tensor | None = getattr(split, "groups", None)
+    if groups is None:
+        return divide(split.labels, len(split), share, *key)
+    names, unit = groups.unique(return_inverse=True)
+    first = torch.full((len(names),), len(unit)).scatter_reduce(
+        0, unit, torch.arange(len(unit)), "amin"
+    )
+    labels = None if split.labels is None else split.labels[first]
+    chosen = torch.isin(unit, divide(labels, len(names), share, *key)[1])
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()

@@ -1,4 +1,4 @@
-"""A folder tree of images, read as splits and classes."""
+"""A folder tree of images or recordings, read as splits and classes."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unlabeled.data.files import EXTENSIONS, Listing, index
+from unlabeled.data.files import IMAGES, Kind, Listing, index
 from unlabeled.data.splits import Files
 
 log = logging.getLogger(__name__)
@@ -17,22 +17,24 @@ TRAIN = ("train", "training")
 TEST = ("test", "val", "valid", "validation")
 
 
-def read_tree(root: Path, tests: Sequence[str] = TEST) -> dict[str, Files]:
+def read_tree(root: Path, tests: Sequence[str] = TEST, kind: Kind = IMAGES) -> dict[str, Files]:
     """The training images under `root`, and those to test on if a folder is named so.
 
     Args:
         root: the folder.
         tests: names of folders of test images, best first. Where the training images have
             classes, the first folder that has them too is taken.
+        kind: which files are meant.
 
     Images that lie beside such folders are counted in a warning and left out.
 
     Raises:
         ValueError: no folder, no images, or no training images.
     """
-    found = index(root)
+    found = index(root, kind)
     if not len(found.paths):
-        raise ValueError(f"no images under {root} (looked for {' '.join(sorted(EXTENSIONS))})")
+        looked = " ".join(sorted(kind.extensions))
+        raise ValueError(f"no {kind.plural} under {root} (looked for {looked})")
     tops = [path.partition(b"/")[0] if b"/" in path else b"" for path in found.paths.tolist()]
     sides = {top: _side(top) for top in set(tops)}
     owner = np.array([sides[top] for top in tops])

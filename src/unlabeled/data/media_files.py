@@ -1,0 +1,162 @@
+"""Recordings in media files: splits of them, with what is known of each file."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlabeled.data.files import Kind, cache_folder
+from unlabeled.data.media import Film
+from unlabeled.data.media_index import Table, indexed
+from unlabeled.data.recordings import middle
+from unlabeled.data.rgb import UnreadableError
+from unlabeled.data.splits import Files
+from unlabeled.truth import Annotation
+
+log = logging.getLogger(__name__)
+RECORDINGS = Kind(
+    "recordings",
+    frozenset(
+        (
+            *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".flv", ".wmv"),
+            *(".ogv", ".3gp", ".ts", ".mts"),
+        )
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Media:
+    """Recordings in files.
+
+    Args:
+        files: which, with their labels.
+        table: what is known of them.
+        rows: (N,) int64, where in the table.
+        groups: (N,) int64: recordings of one group stay together when a split is divided; None:
+            each is alone.
+    """
+
+    files: Files
+    table: Table
+    rows: np.ndarray
+    groups: Tensor | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder that paths are relative to."""
+        return self.files.root
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self.files.labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.files.classes
+
+    @property
+    def annotations(self) -> Mapping[str, Annotation]:
+        return self.files.annotations
+
+    @property
+    def names(self) -> Mapping[str, tuple[str, ...]]:
+        return self.files.names
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, i: int) -> str:
+        """What to call a recording in a message."""
+        return self.files.name(i)
+
+    def recording(self, i: int) -> Film:
+        """One of them. Raises `UnreadableError`."""
+        facts = self.table.facts(int(self.rows[i]))
+        if facts.reason:
+            raise UnreadableError(facts.reason)
+        path = self.root / self.name(i)
+        said = f"{path.absolute()} {self.files.sizes[i]}".encode("utf-8", "surrogateescape")
+        name = hashlib.blake2b(said, digest_size=16).hexdigest()
+        return Film(path, facts, cache_folder().parent / f"motion/{name[:2]}/{name}.npy")
+
+    def image(self, i: int) -> Tensor:
+        """The picture in the middle, RGB (3, H, W) uint8. Raises `UnreadableError`."""
+        return middle(self.recording(i))
+
+    def take(self, positions: Tensor) -> "Media":
+        """Some of the recordings, in the order of `positions`."""
+        groups = None if self.groups is None else self.groups[positions]
+        return Media(self.files.take(positions), self.table, self.rows[positions.numpy()], groups)
+
+    def identity(self) -> str:
+        """A hash of which recordings these are, in their order, with their labels."""
+        return self.files.identity()
+
+
+def media(
+    splits: Mapping[str, Files],
+    *,
+    sound: bool = False,
+    shortest: float = 0.0,
+    group: Callable[[str], str] | None = None,
+) -> dict[str, Media]:
+    """Splits of media files, with what is known of each file.
+
+    What is too short, or has no sound though some is asked for, is left out and counted. What
+    cannot be read stays, to be counted as unreadable where it is met.
+
+    Args:
+        splits: the files.
+        sound: leave out recordings without a track of sound.
+        shortest: leave out recordings shorter than so many seconds.
+        group: from a name to that of its group.
+
+    Raises:
+        ValueError: nothing is left to train on.
+    """
+    everything: dict[bytes, int] = {}
+    for files in splits.values():
+        everything |= dict(zip(files.paths.tolist(), files.sizes.tolist(), strict=True))
+    root = splits["train"].root
+    table = indexed(root, list(everything), list(everything.values()))
+    at = {path: i for i, path in enumerate(everything)}
+    found = {}
+    for side, files in splits.items():
+        rows = np.array([at[path] for path in files.paths.tolist()], dtype=np.int64)
+        groups = None
+        if group is not None:
+            names = [group(files.name(i)) for i in range(len(files))]
+            groups = torch.from_numpy(np.unique(names, return_inverse=True)[1])
+        kept = _fitting(table, rows, sound, shortest, side)
+        found[side] = Media(files, table, rows, groups).take(kept)
+    if not len(found["train"]):
+        asked = f" lasts {shortest:g} s" + (" and has sound" if sound else "")
+        raise ValueError(f"{root}: no training recording{asked}: see data.layout.shortest")
+    return found
+
+
+def _fitting(table: Table, rows: np.ndarray, sound: bool, shortest: float, where: str) -> Tensor:
+    """Positions of the recordings that are long enough and sound as they should."""
+    mute, short, kept = 0, 0, []
+    for i, row in enumerate(rows.tolist()):
+        facts = table.facts(row)
+        if facts.reason:
+            kept.append(i)
+        elif sound and not facts.sounding:
+            mute += 1
+        elif (facts.end - int(facts.pts[0])) * facts.base < shortest:
+            short += 1
+        else:
+            kept.append(i)
+    if mute or short:
+        log.warning(
+            "%s: of %d recordings, %d without sound and %d shorter than %g s are left out",
+            *(where, len(rows), mute, short, shortest),
+        )
+    return torch.tensor(kept, dtype=torch.int64)

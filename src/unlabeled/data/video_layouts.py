@@ -1,0 +1,204 @@
+"""How sets of recordings lie on the disk: folders, UCF101, HMDB51."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unlabeled.data.files import index
+from unlabeled.data.media_files import RECORDINGS, Media, media
+from unlabeled.data.splits import Files, Split, parted
+from unlabeled.data.tree import read_tree
+
+# v_<class>_g<group>_c<clip>, and <source>_<class>_<body>_<camera>_<people>_<view>_<quality>_<clip>
+UCF101_NAME = re.compile(r"^(v_.+_g\d+)_c\d+$")
+HMDB51_NAME = re.compile(r"^(.+)_[a-z]_[a-z]{2}_np\d+_[a-z]{2}_[a-z]{3,4}_\d+$")
+
+
+class VideoFolder:
+    """Any folder of recordings; folders are splits and classes as in `Folder`.
+
+    Args:
+        test_share: without a folder for it, the share of every class set aside as the test set.
+        split_seed: fixes that choice; no function of the run's seed: see `Folder`.
+        labels: whether folders may be classes.
+        sound: leave out recordings without a track of sound.
+        shortest: leave out recordings shorter than so many seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        test_share: float = 0.1,
+        split_seed: int = 0,
+        labels: bool = True,
+        sound: bool = False,
+        shortest: float = 0.0,
+    ) -> None:
+        if not 0 <= test_share < 1:
+            raise ValueError(f"data.layout.test_share must be in [0, 1), got {test_share}")
+        self.test_share, self.split_seed, self.labels = test_share, split_seed, labels
+        self.sound, self.shortest = sound, long_enough(shortest)
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        files = read_tree(root, kind=RECORDINGS)
+        if not self.labels:
+            files = {side: replace(x, labels=None, classes=()) for side, x in files.items()}
+        splits = media(files, sound=self.sound, shortest=self.shortest)
+        if "test" in splits or not self.test_share:
+            return {**splits}
+        everything = splits["train"]
+        rest, test = parted(everything, self.test_share, self.split_seed)
+        return {"train": everything.take(rest), "test": everything.take(test)}
+
+
+class UCF101:
+    """UCF101 with its official lists. Soomro et al., 2012, https://arxiv.org/abs/1212.0402.
+
+    `UCF-101/<class>/v_<class>_g<group>_c<clip>.avi`, and `ucfTrainTestlist/trainlist01.txt` and so
+    on. Clips of a group are cut from one video: no list has one group on both sides, and no group
+    is divided when settings are chosen.
+
+    Args:
+        fold: 1, 2 or 3; published numbers are means over the three.
+    """
+
+    def __init__(self, *, fold: int = 1) -> None:
+        self.fold = one_of_three(fold)
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        rows = {}
+        for side in ("train", "test"):
+            text = said(root, f"ucfTrainTestlist/{side}list{self.fold:02d}.txt")
+            names = [line.split()[0] for line in text.splitlines() if line.strip()]
+            rows[side] = [(name, name.partition("/")[0]) for name in names]
+        found = official(root, rows, ("UCF-101", "."), grouped(UCF101_NAME))
+        apart(found["train"], found["test"])
+        return {**found}
+
+
+class HMDB51:
+    """HMDB51 with its official lists. Kuehne et al., ICCV 2011.
+
+    `<class>/<name>.avi`, below the root or a folder hmdb51_org or videos, and
+    `testTrainMulti_7030_splits/<class>_test_split<fold>.txt`, whose lines say 1 (training), 2
+    (test) or 0 (neither). Clips of one source stay together when settings are chosen.
+
+    Args:
+        fold: 1, 2 or 3; published numbers are means over the three.
+    """
+
+    def __init__(self, *, fold: int = 1) -> None:
+        self.fold = one_of_three(fold)
+
+    def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        ending = f"_test_split{self.fold}.txt"
+        lists = sorted((root / "testTrainMulti_7030_splits").glob(f"*{ending}"))
+        if not lists:
+            raise ValueError(
+                f"{root} has no testTrainMulti_7030_splits/*{ending}: point data.root at the "
+                "folder that holds HMDB51's classes and its lists"
+            )
+        rows: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+        for path in lists:
+            kind = path.name.removesuffix(ending)
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                name, _, which = line.strip().rpartition(" ")
+                if which not in ("0", "1", "2"):
+                    raise ValueError(f"{path}, line {number}: not a name and 0, 1 or 2: {line!r}")
+                if which != "0":
+                    rows["train" if which == "1" else "test"].append((f"{kind}/{name}", kind))
+        return {**official(root, rows, (".", "hmdb51_org", "videos"), grouped(HMDB51_NAME))}
+
+
+def official(
+    root: Path,
+    rows: Mapping[str, Sequence[tuple[str, str]]],
+    folders: Sequence[str],
+    group: Callable[[str], str],
+) -> dict[str, Media]:
+    """Splits of recordings that lists name.
+
+    A recording that is not there counts as unreadable.
+
+    Args:
+        root: of the data set.
+        rows: by split, path and class of each.
+        folders: below the root, one of which paths start from.
+        group: from a path to the name of its group.
+
+    Raises:
+        ValueError: a list is empty, or the first recording is in none of the folders.
+    """
+    if not all(rows.values()):
+        raise ValueError(f"{root}: a list of recordings is empty")
+    first = rows["train"][0][0]
+    folder = next((f for f in folders if (root / f / first).is_file()), None)
+    if folder is None:
+        places = " or ".join(str(root / f / first) for f in folders)
+        raise ValueError(f"the first recording of the list is not there: {places}")
+    start = "" if folder == "." else f"{folder}/"
+    classes = sorted({kind for side in rows.values() for _, kind in side})
+    files = {
+        side: listed(root, [(start + path, kind) for path, kind in each], classes)
+        for side, each in rows.items()
+    }
+    return media(files, group=group)
+
+
+def listed(root: Path, rows: Sequence[tuple[str, str]], classes: Sequence[str]) -> Files:
+    """Files with the names of their classes; those that are not there have the size 0."""
+    listing = index(root, RECORDINGS)
+    sizes = dict(zip(listing.paths.tolist(), listing.sizes.tolist(), strict=True))
+    paths = [path.encode("utf-8", "surrogateescape") for path, _ in rows]
+    number = {kind: i for i, kind in enumerate(classes)}
+    return Files(
+        root,
+        np.array(paths, dtype=np.bytes_),
+        np.array([sizes.get(path, 0) for path in paths], dtype=np.int64),
+        torch.tensor([number[kind] for _, kind in rows]),
+        tuple(classes),
+    )
+
+
+def grouped(pattern: re.Pattern[str]) -> Callable[[str], str]:
+    """From a path to the name of its group; a path of another form is a group of its own."""
+
+    def group(path: str) -> str:
+        found = pattern.match(Path(path).stem)
+        return found.group(1) if found else path
+
+    return group
+
+
+def apart(train: Media, test: Media) -> None:
+    """Raises ValueError if a group has recordings in both."""
+    group = grouped(UCF101_NAME)
+    a, b = ({group(split.name(i)) for i in range(len(split))} for split in (train, test))
+    if both := sorted(a & b):
+        raise ValueError(f"{len(both)} groups are in both lists, the first {both[0]}")
+
+
+def said(root: Path, name: str) -> str:
+    """The text of a list. Raises ValueError if it cannot be read."""
+    try:
+        return (root / name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the list of recordings {root / name}: {error}") from error
+
+
+def one_of_three(fold: int) -> int:
+    """The number of an official split."""
+    if fold not in (1, 2, 3):
+        raise ValueError(f"data.layout.fold must be 1, 2 or 3, got {fold}")
+    return fold
+
+
+def long_enough(shortest: float) -> float:
+    """A least length in seconds."""
+    if shortest < 0:
+        raise ValueError(f"data.layout.shortest must not be negative, got {shortest}")
+    return shortest
