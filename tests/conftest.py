@@ -23,7 +23,10 @@ PRETEXT = {
     *("rotation", "shuffle_and_learn", "supervised"),
 }
 # They learn from recordings, of experiment/scenes: which set of them.
-RECORDINGS = {"avc": "scenes_audio_video", "shuffle_and_learn": "scenes_video"}
+RECORDINGS = {
+    **{"avc": "scenes_audio_video", "shuffle_and_learn": "scenes_video"},
+    **dict.fromkeys(("avid", "avid_cma"), "scenes_audio_video"),
+}
 MANUAL = {"inpainting_adversarial"}  # they step by themselves, and Lightning clips nothing there
 
 SHORT = ["data.layout.size=16", "data.layout.train=64", "data.layout.test=16"]  # those recordings
@@ -44,7 +47,17 @@ LISTENING = [
     *("decode.sound.seconds=0.5", "decode.sound.rate=2000"),
     *("method.augment.spectrogram.window=32", "method.augment.spectrogram.hop=20"),
 ]
+SEEING_AND_LISTENING = [
+    *("backbone=audio_video", "backbone.video.width=8", "backbone.hidden=[8]", "backbone.space=8"),
+    *("backbone.sound.network.widths=[8,16]", "backbone.sound.window=32", "backbone.sound.hop=20"),
+    *("decode.frames=2", "decode.sound.seconds=0.5", "decode.sound.rate=2000"),
+    *("data.eval_decode.size=16", "data.eval_decode.resize=16", "method.negatives=24"),
+]
+AGREEING = ["method.agreement.positives=4", "method.agreement.alone=1"]
+AGREEING += ["method.agreement.negatives=8", "method.agreement.every_n_epochs=1"]
 OWN = {
+    "avid": SEEING_AND_LISTENING,
+    "avid_cma": [*SEEING_AND_LISTENING, *AGREEING],
     "avc": [
         *LISTENING,
         "backbone=look_listen",

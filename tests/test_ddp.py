@@ -34,8 +34,13 @@ RUN = [
     *("optim@method.optim=sgd", "method.optim.lr=0.02", "method.optim.scaling=none"),
     "method.optim.warmup=0",
 ]
+BOTH = [
+    f"backbone.{part}norm={norm}"
+    for part, norm in (("video.", "group"), ("sound.network.", "group"), ("", "sync"))
+]
 OWN = {
     "avc": ["method.sound.norm=group"],
+    **dict.fromkeys(("avid", "avid_cma"), BOTH),
     "denoising_autoencoder": ["method.decoder.norm=sync"],
     "inpainting": ["method.decoder.norm=sync"],
     "inpainting_adversarial": ["method.decoder.norm=sync"],
@@ -57,7 +62,8 @@ OWN = {
 }
 STILL = {"mae": ["model.pos_embed"]}  # of its backbone: fixed sines
 OWN_FILES = (  # one of each file in methods/
-    *("avc", "barlow_twins", "byol", "clusterfit", "cpc", "deepcluster", "deepcluster_v2", "dino"),
+    *("avc", "avid", "avid_cma", "barlow_twins", "byol", "clusterfit", "cpc", "deepcluster"),
+    *("deepcluster_v2", "dino"),
     *("denoising_autoencoder", "distillation", "inpainting", "inpainting_adversarial"),
     *("moco", "npid", "pirl", "shuffle_and_learn", "simclr", "simsiam", "swav", "vicreg"),
 )
@@ -110,7 +116,8 @@ def trained(name, source, teacher):
         "clusterfit": [f"method.source.path={source}"],
         "distillation": [f"method.teacher.path={teacher}"],
     }
-    run = RUN[1:] if name == "mae" else RUN  # its backbone has layer norm, which is no choice
+    other = name == "mae" or OWN.get(name) is BOTH  # a backbone without this choice
+    run = [x for x in RUN if not (other and x.startswith("backbone.norm"))]
     lines = [*small(name), *needs.get(name, []), *run, *OWN.get(name, [])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=lines)

@@ -90,9 +90,10 @@ def test_recordings_keep_their_sound_and_frames(tiny, tmp_path, name):
         default_root_dir=str(tmp_path),
     )
     trainer.fit(method, data)
-    assert len(rows(tmp_path)) == 1
-    with np.load(tmp_path / "figures/samples.npz", allow_pickle=False) as file:
-        assert file["column0"].shape == (3, 16, 16, 3)
+    if method.pretext:
+        assert len(rows(tmp_path)) == 1
+        with np.load(tmp_path / "figures/samples.npz", allow_pickle=False) as file:
+            assert file["column0"].shape == (3, 16, 16, 3)
     (batch, *_) = data.unseen(16)
     some = first(batch, 4)
     assert len(some["frames"]) == len(some["label"]) == len(some["crops"][0]) == 4
