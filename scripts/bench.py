@@ -42,6 +42,14 @@ def decode(quick: bool) -> list[Row]:
     return bench_decode.rows(3 if quick else 7)
 
 
+def video(quick: bool) -> list[Row]:
+    """Random pictures and clips of a video against PyAV and torchcodec; spectrograms."""
+    import bench_video
+
+    with tempfile.TemporaryDirectory() as folder:
+        return bench_video.rows(Path(folder), 2 if quick else 7)
+
+
 def photos(quick: bool) -> list[Row]:
     """Photographs at 224, from JPEG to crops and from crops to views, against whole pipelines."""
     import bench_photos
@@ -103,6 +111,7 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "start": start,
     "augment": augment,
     "decode": decode,
+    "video": video,
     "photos": photos,
     "step": step,
     "end": end,

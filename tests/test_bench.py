@@ -250,3 +250,30 @@ def test_both_sides_of_kmeans_have_their_turns(bench):
     (row,) = importlib.import_module("bench_clusters").rows(2, 500, 8, 4)
     assert len(row.values) == 2
     assert row.bar == 1.1
+
+
+def test_every_way_to_pictures_of_a_video_gives_the_same(bench, tmp_path):
+    import bench_video
+    import torch
+
+    path = bench_video.pan(tmp_path / "pan.mp4", frames=30)
+    found, _ = bench_video.ways(path)
+    assert {"ours", "plain PyAV"} <= set(found)
+    ours = found["ours"]([3, 17, 29])
+    assert ours.shape == (3, 3, 240, 320)
+    assert ours.float().std() > 20
+    for way in found.values():
+        assert torch.equal(way([3, 17, 29]), ours)
+
+
+def test_rows_of_videos_and_spectrograms(bench, monkeypatch, tmp_path):
+    import bench_video
+
+    monkeypatch.setattr(bench_video, "CLIPS", 2)
+    monkeypatch.setattr(bench_video, "SOUNDS", 2)
+    monkeypatch.setattr(bench_video.importlib.util, "find_spec", lambda name: None)
+    rows = bench_video.rows(tmp_path, rounds=1)
+    assert all(row.value is None or row.value > 0 for row in rows)
+    names = " ".join(row.name for row in rows)
+    for what in ("clips of 16", "single pictures", "spectrograms", "plain PyAV", "torchcodec"):
+        assert what in names
