@@ -48,10 +48,11 @@ LISTENING = [
     *("method.augment.spectrogram.window=32", "method.augment.spectrogram.hop=20"),
 ]
 SEEING_AND_LISTENING = [
-    *("backbone=audio_video", "backbone.video.width=8", "backbone.hidden=[8]", "backbone.space=8"),
+    *("backbone=audio_video", "backbone@backbone.video=r2plus1d_tiny", "backbone.video.width=4"),
+    *("backbone.hidden=[8]", "backbone.space=8", "decode=clip_sound", "decode.frames=2"),
     *("backbone.sound.network.widths=[8,16]", "backbone.sound.window=32", "backbone.sound.hop=20"),
-    *("decode.frames=2", "decode.sound.seconds=0.5", "decode.sound.rate=2000"),
-    *("data.eval_decode.size=16", "data.eval_decode.resize=16", "method.negatives=24"),
+    *("decode.sound.seconds=0.5", "decode.sound.rate=2000", "method.negatives=24"),
+    *("data.eval_decode.frames=2", "data.eval_decode.sound=${decode.sound}"),
 ]
 AGREEING = ["method.agreement.positives=4", "method.agreement.alone=1"]
 AGREEING += ["method.agreement.negatives=8", "method.agreement.every_n_epochs=1"]

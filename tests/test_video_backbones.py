@@ -111,7 +111,14 @@ def test_clips_stay_channels_last_and_bf16_reaches_the_features():
 
 
 def test_wrong_settings_are_named():
-    for bad in ({"depth": 12}, {"width": 1}, {"stem": "big"}, {"pool": "sum"}, {"middle": "none"}):
+    for bad in (
+        {"depth": 12},
+        {"width": 1},
+        {"stem": "big"},
+        {"pool": "sum"},
+        {"middle": "none"},
+        {"stem_stride": 3},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             R2Plus1D(**bad)
     with pytest.raises(ValueError, match="down"):
@@ -178,7 +185,7 @@ def test_the_yaml_is_avids(compose):
     assert [m.out_features for m in net.see if isinstance(m, nn.Linear)] == [512, 512, 128]
     assert net.video.stem[0].weight.shape == (64, 9, 7, 7)
     assert net.video.layer1[0].conv1[0][0].out_channels == 64  # not the 144 of matched sizes
-    assert instantiate(OmegaConf.load(CONF / "backbone/r2plus1d_tiny.yaml")).dim == 128
+    assert instantiate(OmegaConf.load(CONF / "backbone/r2plus1d_tiny.yaml")).dim == 64
 
 
 class Heard:

@@ -45,14 +45,15 @@ class LogSpectrogram(nn.Module):
         self.register_buffer("hann", torch.hann_window(window), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """(B, 1, window // 2 + 1, frames) float32 of (B, samples)."""
+        """(B, 1, window // 2 + 1, frames) of (B, samples), in float32 at least."""
         if audio.shape[-1] < self.window:
             raise ValueError(
                 f"a spectrogram's window of {self.window} samples is longer than the sound, "
                 f"{audio.shape[-1]}: raise decode.sound.seconds or lower the window"
             )
-        options = {"window": self.hann, "center": False, "return_complex": True}
-        spectrum = torch.stft(audio.float(), self.window, self.hop, **options)
+        exact = audio if audio.dtype == torch.float64 else audio.float()
+        options = {"window": self.hann.to(exact.dtype), "center": False, "return_complex": True}
+        spectrum = torch.stft(exact, self.window, self.hop, **options)
         power = spectrum.real.square() + spectrum.imag.square()
         s = power.clamp(min=self.floor).log().div_(self.scale)[:, None]
         if self.range is not None:

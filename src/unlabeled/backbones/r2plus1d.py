@@ -129,7 +129,8 @@ class R2Plus1D(nn.Module):
         depth: 10 (one block a stage; no paper's), 18 or 34.
         width: channels of the first stage; every other width is a multiple of it.
         stem: "factored" (1x7x7, then 3x1x1), "joint" (3x7x7 and a max-pool: AVID's) or "small"
-            (1x3x3, then 3x1x1, for clips of about 64 pixels); all with stride 2 in space.
+            (1x3x3, then 3x1x1, for clips of about 64 pixels); the first two with stride 2 in space.
+        stem_stride: of the small stem, in space.
         middle: channels between space and time: "matched" (as many parameters as the 3-D
             convolution) or "same" (as the output's; AVID's code, from memory).
         pool: what features are over places and times of the last stage: "avg", or "max" (AVID).
@@ -143,6 +144,7 @@ class R2Plus1D(nn.Module):
         depth: int = 18,
         width: int = 64,
         stem: Literal["factored", "joint", "small"] = "factored",
+        stem_stride: int = 2,
         middle: Middle = "matched",
         pool: Literal["avg", "max"] = "avg",
         norm: Norm = "batch",
@@ -153,6 +155,8 @@ class R2Plus1D(nn.Module):
             raise ValueError(f"depth must be one of {list(BLOCKS)}, got {depth}")
         if width < 2:
             raise ValueError(f"width must be at least 2, got {width}")
+        if stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}")
         choices = {"stem": (stem, ("factored", "joint", "small")), "pool": (pool, ("avg", "max"))}
         for name, (given, known) in {**choices, "middle": (middle, ("matched", "same"))}.items():
             if given not in known:
@@ -162,6 +166,7 @@ class R2Plus1D(nn.Module):
             "depth": depth,
             "width": width,
             "stem": stem,
+            "stem_stride": stem_stride,
             "middle": middle,
             "pool": pool,
             "norm": norm,
@@ -173,7 +178,7 @@ class R2Plus1D(nn.Module):
             first: list[nn.Module] = [Spatial(3, width, 7, stride=2, frames=3)]
         else:
             side, between = (7, width * 45 // 64) if stem == "factored" else (3, width)
-            space = Spatial(3, between, side, stride=2)
+            space = Spatial(3, between, side, stride=2 if stem == "factored" else stem_stride)
             first = [space, layer(between), nn.ReLU(), Temporal(between, width)]
         self.stem = Steps(*first, layer(width), nn.ReLU())
         self.pooled = stem == "joint"
