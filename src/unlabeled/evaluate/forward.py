@@ -1,4 +1,7 @@
-"""What is taken from one forward of a backbone: its output and pooled maps of its stages."""
+"""What is taken from one forward of a backbone: its output and pooled maps of its stages.
+
+A backbone that listens (`hear`) has a stage more, `sound`: its features of what is heard beside.
+"""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.batch import normalize
+from unlabeled.batch import Batch, normalize
 from unlabeled.evaluate.contract import FINAL, Data, Request, Shapes
 from unlabeled.evaluate.frozen import frozen
+
+SOUND = "sound"  # the stage's name
 
 
 def images(crops: Tensor, device: torch.device | str) -> Tensor:
@@ -25,25 +30,35 @@ def _stages(backbone: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return dict(maps) if isinstance(maps, Mapping) else {}
 
 
+def _heard(backbone: nn.Module, batch: Batch, device: torch.device | str) -> Tensor | None:
+    """(B, channels, 1, 1), where the backbone listens and there is sound."""
+    hear, audio = getattr(backbone, "hear", None), batch.get("audio")
+    return None if hear is None or audio is None else hear(audio.to(device))[:, :, None, None]
+
+
 def shapes_of(backbone: nn.Module, data: Data, device: torch.device | str) -> Shapes:
     """What a backbone makes of the first training image."""
     batch = next(iter(data.scan("train", 0, 1)))
     with frozen(backbone.to(device)):
         x = images(batch["crops"][0], device)  # type: ignore[typeddict-item]
         maps, final = _stages(backbone, x), backbone(x)
+        heard = _heard(backbone, batch, device)
     pooled = False
     if maps:
         mean = list(maps.values())[-1].mean((2, 3))
         pooled = mean.shape == final.shape and torch.allclose(mean, final, rtol=1e-3, atol=1e-5)
+    maps = {**({} if heard is None else {SOUND: heard}), **maps}
     sizes = {name: (m.shape[1], m.shape[2], m.shape[3]) for name, m in maps.items()}
     return Shapes(maps=sizes, dim=final.shape[1], pooled=pooled)
 
 
 def features_of(
-    backbone: nn.Module, x: Tensor, requests: Iterable[Request]
+    backbone: nn.Module, batch: Batch, requests: Iterable[Request], device: torch.device | str
 ) -> dict[Request, Tensor]:
     """Each request's (B, channels, grid, grid), in one forward where `forward` calls `stages`."""
-    requests = list(requests)
+    x = images(batch["crops"][0], device)  # type: ignore[typeddict-item]
+    asked = list(requests)
+    requests = [r for r in asked if r.stage != SOUND]
     maps: dict[str, Tensor] = {}
     final = None
     if FINAL in requests:
@@ -51,9 +66,11 @@ def features_of(
             final = backbone(x)[:, :, None, None]
     if not maps and any(r != FINAL for r in requests):
         maps = _stages(backbone, x)
+    if len(requests) < len(asked) and (heard := _heard(backbone, batch, device)) is not None:
+        maps = {**maps, SOUND: heard}
     return {
         r: final if r == FINAL and final is not None else _pooled(maps[r.stage].float(), r)
-        for r in requests
+        for r in asked
     }
 
 

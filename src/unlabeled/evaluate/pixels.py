@@ -7,7 +7,7 @@ from unlabeled.batch import denormalize
 
 
 class Pixels(nn.Module):
-    """An image's values in [0, 1] as its features, downscaled to at most 32 x 32.
+    """An image's values in [0, 1], or all of a clip's, as features; of at most 32 x 32 pixels.
 
     Args:
         side: every image is resized to this; None keeps those of at most 32 as they are.
@@ -31,7 +31,9 @@ class Pixels(nn.Module):
         x = denormalize(x)
         size = [self.side or min(32, s) for s in x.shape[-2:]]
         if size != list(x.shape[-2:]):
-            x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+            rows = x.flatten(0, -4)  # pictures of clips too
+            small = F.interpolate(rows, size, mode="bilinear", antialias=True, align_corners=False)
+            x = small.unflatten(0, x.shape[:-3])
         flat = x.flatten(1)
         self._dim = flat.shape[1]
         return flat

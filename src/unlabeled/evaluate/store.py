@@ -15,7 +15,8 @@ from unlabeled import dist
 from unlabeled.evaluate import feature_file
 from unlabeled.evaluate.contract import Data, Progress, Request, Shapes
 from unlabeled.evaluate.feature_file import held, together
-from unlabeled.evaluate.forward import features_of, images, shapes_of
+from unlabeled.evaluate.forward import features_of, shapes_of
+from unlabeled.evaluate.forward import images as images
 from unlabeled.evaluate.frozen import checksum, frozen, same_everywhere
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -175,15 +176,14 @@ class FeatureStore:
         files = {r: feature_file.Writer(path, self.dtype, start) for r, path in paths.items()}
         row = start
         for batch in data.scan(split, start, stop, batch_size=self.batch_size):
-            x = images(batch["crops"][0], device)  # type: ignore[typeddict-item]
-            found = features_of(backbone, x, files)
+            found = features_of(backbone, batch, files, device)
             try:
                 with self._room(n, split, paths, shapes):
                     for request, features in found.items():
                         files[request].write(features)
             except FloatingPointError as error:
                 raise FloatingPointError(f"{error}: did the training diverge?") from error
-            row += len(x)
+            row += len(batch["crops"][0])  # type: ignore[typeddict-item]
             progress(f"{split} features", row - start, stop - start)
         if row != stop:
             raise RuntimeError(f"images {start} to {stop} of {split} were due, got {row - start}")
