@@ -240,6 +240,11 @@ for preset in ("normals/nyuv2", "keypoints/flic", "keypoints/mpii"):
     EVAL["all"] += [line.replace("EVAL", key) for line in EVAL[preset]]
 for preset in [name for name in EVAL if name.startswith("semisup")]:
     EVAL[preset].append("EVAL.share=0.5")
+FEW = ["EVAL.epochs=1", "EVAL.batch_size=4", "EVAL.test_decode.clips=2", "EVAL.lr_head=[0.1]"]
+for preset in ("action", "action/linear"):
+    EVAL[preset] = ["experiment=scenes/shuffle_and_learn", *FEW]
+EVAL["action/clips"] = ["experiment=scenes/avid", *FEW, "EVAL.decode.frames=4"]
+EVAL["action/clips"] += ["EVAL.test_decode.frames=4"]
 MORE_THAN_SHARES = {
     "clustering",
     "health",

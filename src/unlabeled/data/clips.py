@@ -1,9 +1,13 @@
 """The data module of recordings: clips, pictures and sound, by the layout that lists them."""
 
+import copy
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from unlabeled.batch import Batch
 from unlabeled.data.clip_decode import ClipDecode, Picture
 from unlabeled.data.decode import Decode
 from unlabeled.data.images import Images, Side
@@ -44,8 +48,8 @@ class Recordings(Images):
         seed: int = 0,
     ) -> None:
         given: tuple[Any, Any] = decode, eval_decode
-        cut: list[Any] = [
-            each if hasattr(each, "gives") else Picture(decode=each, random=random)
+        cut = [
+            _of_recordings(each, random=random)
             for each, random in zip(given, (True, False), strict=True)
         ]
         super().__init__(
@@ -61,9 +65,33 @@ class Recordings(Images):
             max_unreadable=max_unreadable,
             seed=seed,
         )
-        self.gives = frozenset({"index"}) | cut[0].gives
+        self.gives, self.layout = frozenset({"index"}) | cut[0].gives, layout
+
+    def cut(
+        self, split: Side, parts: Sequence[Sequence[int]], decode: Any, *key: int | str
+    ) -> Iterator[Batch]:
+        """As of `Images`; a decode of images takes a picture at a random time of each recording."""
+        return super().cut(split, parts, _of_recordings(decode, random=True), *key)
+
+    def fold(self, number: int) -> "Recordings":
+        """The same data module over another of its data set's official splits.
+
+        Raises:
+            ValueError: the layout has none.
+        """
+        if not hasattr(self.layout, "fold"):
+            raise ValueError(f"{type(self.layout).__name__} has no official splits to choose from")
+        other, layout = copy.copy(self), copy.copy(self.layout)
+        layout.fold = number  # type: ignore[attr-defined]
+        other.layout, other._store, other._passes = layout, None, 0
+        other._open = partial(self._open.func, self.root, layout, **self._open.keywords)
+        return other
 
     def thumbnail(self, split: Side, position: int) -> Tensor:
         """A picture (3, h, w) uint8 of what evaluations see, the middle one of a clip."""
         crop = super().thumbnail(split, position)
         return crop[len(crop) // 2] if crop.ndim == 4 else crop
+
+
+def _of_recordings(decode: Any, *, random: bool) -> Any:
+    return decode if hasattr(decode, "gives") else Picture(decode=decode, random=random)

@@ -138,7 +138,7 @@ class FineTune:
                 tried.append({**rates._asdict(), "held_out_top1": right.double().mean().item()})
             best = self.rates[max(range(len(tried)), key=lambda i: tried[i]["held_out_top1"])]
         network = self._train(subject.backbone, subject, rows, best, classes)
-        ranks = label_rank(predictions(network, subject, "test"), data.labels("test"))
+        ranks = label_rank(self._tested(network, subject), data.labels("test"))
         details = self._details(best, tried, len(rows))
         right = {f"{self._name()}/{kind}": x for kind, x in tops(ranks, classes).items()}
         return Result(
@@ -200,6 +200,10 @@ class FineTune:
             bf16=self.bf16,
         )
         return network.eval()
+
+    def _tested(self, network: nn.Module, subject: Subject) -> Tensor:
+        """Scores (n, classes) of the test set."""
+        return predictions(network, subject, "test")
 
     def _name(self) -> str:
         return "list" if self.list else f"{100 * self.share:g}pct"

@@ -90,7 +90,8 @@ def fit(
     that would make a last incomplete batch are left out of an epoch, unless there is no other.
 
     Args:
-        loss: of normalised images (B, 3, h, w) and labels (B,), the *sum* over images.
+        loss: of normalised images (B, 3, h, w), or clips (B, T, 3, h, w), and labels (B,), the
+            *sum* over them.
         optimizer: its groups' learning rates are the peaks.
         subject: data and device.
         rows: positions of the training images.
@@ -115,7 +116,7 @@ def fit(
             flip = Draws(*key, "flip", epoch, number, rows=size).chance(0.5)
             flip = flip.tensor_split(dist.world_size())[dist.rank()].to(subject.device)
             x = images(batch["crops"][0], subject.device)
-            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+            x = torch.where(flip.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)  # clips as one
             y = labels[batch["index"]].to(subject.device)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(subject.device.type, torch.bfloat16, enabled=bf16):
