@@ -21,6 +21,22 @@ from unlabeled.draws import Draws
 from unlabeled.methods.shuffle_and_learn import ShuffleAndLearn
 
 
+class Map(nn.Module):
+    """A map of four channels, whose average are the features."""
+
+    dim: ClassVar[int] = 4
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, self.dim, 3, padding=1, padding_mode="circular")
+
+    def forward(self, x):
+        return self.stages(x)["res5"].mean((2, 3))
+
+    def stages(self, x):
+        return {"res5": self.conv(x)}
+
+
 class Flat(nn.Module):
     """Features of a frame: a linear map of its pixels."""
 
@@ -157,7 +173,7 @@ def test_the_loss_is_its_formula():
     total, right = 0.0, []
     for x, y in zip(batch["views"][0], batch["target"].tolist(), strict=True):
         h = torch.cat([made.backbone(frame[None])[0] for frame in x])
-        logits = (made.head.weight @ h + made.head.bias).tolist()
+        logits = (made.head[0].weight @ h + made.head[0].bias).tolist()
         total += math.log(sum(map(math.exp, logits))) - logits[y]
         right.append((y, float(logits.index(max(logits)) == y)))
     found = made.measure(batch, 0)
@@ -167,11 +183,72 @@ def test_the_loss_is_its_formula():
     assert found["balanced"].item() == pytest.approx(sum(recalls) / 2)
 
 
+def placed(**options):
+    torch.manual_seed(1)
+    given = {"side": 2, "widths": [5], "hidden": [7], **options}
+    return alone(ShuffleAndLearn(Map(), nn.Identity(), None, **given).double())
+
+
+@pytest.mark.parametrize("compare", ["frames", "distances"])
+def test_the_head_sees_places_or_how_much_frames_differ(compare):
+    made = placed(compare=compare)
+    (tuples,) = batch_of(made)["views"]
+    layer, first, last = made.frames.layers[0][0], made.head[0], made.head[2]
+    expected = []
+    for x in tuples:
+        maps = made.backbone.conv(x)  # 3 4 8 8
+        cells = maps.unflatten(3, (2, 4)).unflatten(2, (2, 4)).mean((3, 5)).flatten(1)
+        a, b, c = (cells @ layer.weight.T + layer.bias).relu()
+        h = torch.cat([a, b, c] if compare == "frames" else [a - c, b - a, c - b])
+        h = h if compare == "frames" else h.abs()
+        h = (first.weight @ h + first.bias).relu()
+        expected.append(last.weight @ h + last.bias)
+    logits, features = made._answer(batch_of(made))
+    torch.testing.assert_close(logits, torch.stack(expected))
+    torch.testing.assert_close(features, made.backbone(tuples.flatten(0, 1)).view(12, 3, 4))
+
+
+def test_an_average_does_not_see_a_thing_move_and_places_do():
+    still = torch.zeros(1, 3, 3, 8, 8, dtype=torch.float64)
+    moving = still.clone()
+    still[..., 1, 1] = 50
+    for t, row in enumerate((1, 3, 6)):
+        moving[:, t, :, row, 1] = 50
+    blind, seeing = placed(side=None, compare="distances"), placed(compare="distances")
+    found = [made._answer({"views": [x]})[0] for made in (blind, seeing) for x in (still, moving)]
+    torch.testing.assert_close(found[0], found[1])
+    assert (found[2] - found[3]).abs().max() > 1e-3
+
+
+def test_distances_do_not_tell_which_way_time_runs():
+    made, batch = placed(compare="distances", hidden=[]), batch_of(None)
+    (tuples,) = batch["views"]
+    with torch.no_grad():  # those to the middle count alike, as they do in what is asked
+        made.head[0].weight[:, 10:] = made.head[0].weight[:, 5:10]
+    forwards = made._answer(batch)[0]
+    torch.testing.assert_close(made._answer({"views": [tuples.flip(1)]})[0], forwards)
+    assert (made._answer({"views": [tuples.roll(1, 1)]})[0] - forwards).abs().max() > 1e-3
+
+
+def test_wrong_heads_are_refused():
+    for options, said in (
+        ({"compare": "x"}, "compare must be"),
+        ({"side": 0}, "side must be"),
+        ({"widths": [0]}, "widths must be"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            placed(**options)
+    made = placed()
+    made.frames.features = 5
+    with pytest.raises(ValueError, match="channels are not the backbone's 5 features"):
+        made._answer(batch_of(None))
+
+
 def test_who_predicts_the_prior_pays_its_entropy():
     made = method()
     with torch.no_grad():
-        made.head.weight.zero_()
-        made.head.bias.copy_(torch.tensor([3.0, 1.0]).log())
+        made.head[0].weight.zero_()
+        made.head[0].bias.copy_(torch.tensor([3.0, 1.0]).log())
     loss = made.loss(batch_of(made))["order"].item()
     assert loss == pytest.approx(0.5623, abs=1e-4)
     assert loss == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))

@@ -12,6 +12,11 @@ CaffeNet up to fc7, batch norm without scale and shift after conv3 to conv5, fc6
 `backbone=alexnet_bn backbone.features=grid backbone.hidden=[4096,4096] backbone.normed=3
 backbone.affine=false`, of one tower); h is linear on the three concatenated.
 
+Order shows in where things are, which fc6 can tell and a global average cannot: backbones that end
+in one need `side`, which gives h the places of the last stage's map. Ours: a linear h adds up what
+it finds in each frame, and whether one lies between two others is no such sum; with `compare:
+distances` h sees |f_3 - f_1|, |f_1 - f_2| and |f_2 - f_3| instead, and may have hidden layers.
+
 Invariants: reversing a tuple in time keeps its answer; a tuple is in order if and only if its
 middle index lies strictly between the outer two; who predicts the prior pays H(1/4) = 0.5623.
 Traps: still windows cannot be answered; frames that are cropped, mirrored or coloured apart give
@@ -20,7 +25,8 @@ the answer away or hide it, so one draw holds for a tuple; batch norm sees corre
 `balanced` (mean over the answers) 0.5.
 """
 
-from typing import ClassVar, cast
+from collections.abc import Sequence
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +35,8 @@ from torch import Tensor, nn
 from unlabeled.batch import Batch, denormalize
 from unlabeled.method import Method
 from unlabeled.optim import Optim
+from unlabeled.parts.mlp import mlp
+from unlabeled.parts.places import Places
 from unlabeled.parts.precision import full_precision
 
 
@@ -39,19 +47,37 @@ class ShuffleAndLearn(Method):
         backbone: f, of single frames.
         augment: gives tuples (B, 3, 3, H, W) and their `target`.
         optim: see `Method`.
+        side: h sees the last stage's map, averaged to side x side places; null: f's features.
+        widths: of layers with ReLU through which each frame goes before h.
+        hidden: of layers inside h; none in the paper.
+        compare: h sees the "frames", or "distances" between each two.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"crops", "index", "frames"})
     pretext: ClassVar[bool] = True
 
-    def __init__(self, backbone: nn.Module, augment: nn.Module, optim: Optim) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        augment: nn.Module,
+        optim: Optim,
+        *,
+        side: int | None = None,
+        widths: Sequence[int] = (),
+        hidden: Sequence[int] = (),
+        compare: Literal["frames", "distances"] = "frames",
+    ) -> None:
         super().__init__(backbone, augment, optim)
-        self.head = nn.Linear(3 * self.feature_dim, 2)
+        if compare not in ("frames", "distances"):
+            raise ValueError(f"compare must be frames or distances, got {compare!r}")
+        self.compare = compare
+        self.frames = Places(self.feature_dim, side=side, widths=widths)
+        self.head = mlp(3 * self.frames.dim, *hidden, 2, norm="none")
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        logits, h = self._answer(batch)
+        logits, features = self._answer(batch)
         target = cast(Tensor, batch["target"])
-        self.watch(features=h[:, 0])
+        self.watch(features=features[:, 0])
         right = (logits.argmax(1) == target).float()
         self.note("accuracy", right.mean())
         shares = [(right * (target == y)).sum() / (target == y).sum().clamp(min=1) for y in (0, 1)]
@@ -75,5 +101,7 @@ class ShuffleAndLearn(Method):
         """Logits (B, 2) and features (B, 3, D)."""
         (tuples,) = batch["views"]
         frames = tuples.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        h = self.backbone(frames).unflatten(0, tuples.shape[:2])
-        return self.head(h.flatten(1)), h
+        features, h = (x.unflatten(0, tuples.shape[:2]) for x in self.frames(self.backbone, frames))
+        if self.compare == "distances":
+            h = (h - h.roll(1, 1)).abs()  # last to first, first to middle, middle to last
+        return self.head(h.flatten(1)), features
