@@ -255,7 +255,7 @@ DATA = ["data.batch_size=4", "data.limit=8", "data.workers=0"]  # all else as th
 
 
 IMAGES_ONLY = ("data.root=", "data.tier=", "data.size=", "data.eval_decode.")
-PREFIXES = (("method", ""), ("experiment", "scenes/"))
+PREFIXES = (("method", ""), ("experiment", "scenes/"), ("experiment", "bunny/"))
 FIVE = ["decode.tau_max=3", "decode.tau_min=1"]
 RECORDED = {
     "avc": [
@@ -292,7 +292,8 @@ def overrides(name: str) -> list[str]:
     rest = [x for x in lines if not x.startswith(("data=", *IMAGES_ONLY, *width))]
     chosen_too = any(x.startswith("experiment=") for x in lines)
     data = [] if chosen_too else [f"data={RECORDINGS[method]}"]
-    return [*rest, *data, *SHORT, *RECORDED.get(method, [])]
+    short = [] if "experiment=bunny/avc" in lines else SHORT  # of rendered recordings
+    return [*rest, *data, *short, *RECORDED.get(method, [])]
 
 
 def on_images(name: str) -> list[str]:
@@ -407,6 +408,7 @@ def filmed(root):
     """A clip of two seconds, wherever sets of recordings have theirs."""
     clip = film(root / "clip.mp4", numbered(20), tracks=[tone(2, 440)]).read_bytes()
     tree(root / "films", clip, {"train": 4, "val": 2})
+    tree(root / "bunny", clip, {"train": 8, "test": 2}, kinds=[""])
     ucf101(root / "ucf101", clip)
     hmdb51(root / "hmdb51", clip, fold=1)
     kinetics(root / "kinetics", clip)
