@@ -120,7 +120,7 @@ def rows(folder: Path, rounds: int = 5) -> list[Row]:
             Row(
                 f"{what}, a worker's per second / {other}",
                 per_round(each[other], each["ours"]),
-                bar=0.8,
+                bar=1.0,
                 ours=per_second["ours"],
                 other=per_second[other],
                 note=note,
