@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import CONF, LISTENING, RECORDINGS, SHORT
+from conftest import CONF, LISTENING, OWN, RECORDINGS, SHORT
 from media_files import numbered, tone
 from media_files import write as film
 from PIL import Image
@@ -155,7 +155,7 @@ AUGMENT = {  # the method that takes it, where it is not one of two views
     **dict.fromkeys(["clusterfit", "mild_single", "none", "single", "supervised"], "supervised"),
     **{name: name for name in ("cpc", "cpc_v2", "dino", "jigsaw", "pirl", "rotation", "swav")},
     "frame_order": "shuffle_and_learn",
-    "picture_sound": "avc",
+    **{"picture_sound": "avc", "clip_sound": "avid"},
     "jigsaw_small": "jigsaw",
     **dict.fromkeys(
         ["relative_position", "relative_position_cells", "relative_position_small"],
@@ -178,7 +178,7 @@ DECODE = {
 DECODE |= {"mild": "supervised", "multicrop": "swav", "two": "simclr", "npid": "npid"}
 DECODE |= {"inpainting": "inpainting", "cpc": "cpc", "cpc_v2": "cpc_v2"}
 DECODE |= {"multitask": "multitask", "five_frames": "shuffle_and_learn"}
-DECODE |= {"picture_sound": "avc"}
+DECODE |= {"picture_sound": "avc", "clip_sound": "avid"}
 DECODE |= {"mae": "supervised", "moco": "simclr", "seer": "seer", "multicrop_dino": "dino"}
 EVAL = {  # what an evaluation needs at that size
     "all": [
@@ -190,6 +190,8 @@ EVAL = {  # what an evaluation needs at that size
     "knn_npid": ["EVAL.k=[5]"],
     "retrieval": ["data.layout.test_share=0.5"],
     "health": ["data.layout.test_share=0.5", "EVAL.limit=20"],
+    "cross_modal_retrieval": ["experiment=scenes/avid"],
+    "knn/sound": ["experiment=scenes/avid", "EVAL.k=[1,5]"],
     **{
         f"{group}{p.stem}": ["EVAL.epochs=1", "EVAL.batch_size=8"]
         for group in ("", "linear/", "linear_augmented/", "finetune/", "semisup/")
@@ -265,10 +267,11 @@ RECORDED = {
         "method.sound.widths=[8]",
     ],
     "shuffle_and_learn": FIVE,
+    **{name: OWN[name] for name in ("avid", "avid_cma")},
 }
 
 OTHER_BACKBONE = {
-    "avc",
+    *("avc", "avid", "avid_cma"),
     "mae",
     "none",
     "jigsaw_alexnet",
