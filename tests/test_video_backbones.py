@@ -15,6 +15,7 @@ from unlabeled.backbones.look_listen import LookListen
 from unlabeled.backbones.r2plus1d import R2Plus1D, Shortcut, Spatial, Temporal
 from unlabeled.evaluate.contract import FINAL, Request
 from unlabeled.evaluate.forward import features_of, shapes_of
+from unlabeled.evaluate.pixels import Pixels
 from unlabeled.spectrogram import LogSpectrogram
 
 
@@ -214,3 +215,11 @@ def test_what_is_heard_is_a_stage():
     deaf = shapes_of(tiny().eval(), Heard(), "cpu")
     with pytest.raises(ValueError, match="no stage 'sound'"):
         deaf.named("sound")
+
+
+def test_raw_pixels_of_clips_are_those_of_their_pictures():
+    x = torch.randn(2, 3, 3, 40, 36)
+    found = Pixels()(x)
+    assert found.shape == (2, 3 * 3 * 32 * 32)
+    pictures = Pixels()(x.flatten(0, 1)).view(2, -1)
+    torch.testing.assert_close(found, pictures)
