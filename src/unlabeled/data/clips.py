@@ -12,6 +12,7 @@ from unlabeled.data.clip_decode import ClipDecode, Picture
 from unlabeled.data.decode import Decode
 from unlabeled.data.images import Images, Side
 from unlabeled.data.layouts import Layout
+from unlabeled.data.tracks import WithTracks
 
 
 class Recordings(Images):
@@ -31,6 +32,8 @@ class Recordings(Images):
         val_share: share of the training recordings set aside for choosing hyper-parameters.
         max_unreadable: share of a split's recordings that may be unreadable before a run stops.
         seed: of order, clips, limit and val_share.
+        tracks: the folder of an index of tracks, which scripts/mine_tracks.py writes, for decodes
+            that cut patches from them.
     """
 
     def __init__(
@@ -46,7 +49,13 @@ class Recordings(Images):
         val_share: float = 0.1,
         max_unreadable: float = 0.01,
         seed: int = 0,
+        tracks: str | None = None,
     ) -> None:
+        if tracks is None and getattr(decode, "tracked", False):
+            raise ValueError(
+                "this decode cuts patches that were tracked: set data.tracks to the folder that "
+                "scripts/mine_tracks.py wrote for these recordings"
+            )
         given: tuple[Any, Any] = decode, eval_decode
         cut = [
             _of_recordings(each, random=random)
@@ -54,7 +63,7 @@ class Recordings(Images):
         ]
         super().__init__(
             root=root,
-            layout=layout,
+            layout=layout if tracks is None else WithTracks(layout, tracks),
             decode=cut[0],
             eval_decode=cut[1],
             batch_size=batch_size,
