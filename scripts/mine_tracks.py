@@ -25,6 +25,8 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +44,8 @@ from unlabeled.data.rgb import UnreadableError
 from unlabeled.data.splits import Split
 from unlabeled.data.tracks import Tracks
 
-try:
-    import cv2
-except ModuleNotFoundError:  # said when it is needed
-    cv2 = None  # type: ignore[assignment]
+# None: `main` says what to install
+cv2: Any = import_module("cv2") if find_spec("cv2") is not None else None
 
 CHUNK = 50  # recordings whose tracks are kept together, so that a run can go on
 LOOSE = 4  # fewest corners that tell where a patch goes
@@ -89,9 +89,8 @@ def follow(one: np.ndarray, two: np.ndarray, points: np.ndarray) -> tuple[np.nda
     """Where corners (N, 2) of a picture are in the next one, and which of them were found again."""
     start = points.astype(np.float32)[:, None]
     window = {"winSize": (15, 15), "maxLevel": 3}
-    # OpenCV's stubs do not know that it makes the result itself where none is given.
-    there, found, _ = cv2.calcOpticalFlowPyrLK(one, two, start, None, **window)  # type: ignore
-    back, again, _ = cv2.calcOpticalFlowPyrLK(two, one, there, None, **window)  # type: ignore
+    there, found, _ = cv2.calcOpticalFlowPyrLK(one, two, start, None, **window)
+    back, again, _ = cv2.calcOpticalFlowPyrLK(two, one, there, None, **window)
     near = np.linalg.norm((back - start)[:, 0], axis=1) < BACK
     return there[:, 0], near & (found[:, 0] == 1) & (again[:, 0] == 1)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from track_file import with_tracks
 
 torch.set_num_threads(1)  # tensors are tiny, and tests run side by side
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # so do children, whose sums must round alike
@@ -20,12 +21,13 @@ PRETEXT = {
     *("clusterfit", "colorization", "deepcluster", "demo", "denoising_autoencoder", "distillation"),
     "diverse_colorization",
     *("inpainting", "inpainting_adversarial", "jigsaw", "mae", "multitask", "relative_position"),
-    *("rotation", "shuffle_and_learn", "supervised"),
+    *("odd_one_out", "rotation", "shuffle_and_learn", "supervised"),
 }
 # They learn from recordings, of experiment/scenes: which set of them.
 RECORDINGS = {
-    **{"avc": "scenes_audio_video", "shuffle_and_learn": "scenes_video"},
+    "avc": "scenes_audio_video",
     **dict.fromkeys(("avid", "avid_cma"), "scenes_audio_video"),
+    **dict.fromkeys(["cpc_video", "odd_one_out", "shuffle_and_learn", "tracking"], "scenes_video"),
 }
 MANUAL = {"inpainting_adversarial"}  # they step by themselves, and Lightning clips nothing there
 
@@ -70,6 +72,9 @@ OWN = {
     "moco_v2": ["method.queue=40", "backbone.bn_splits=2"],
     "mae": ["backbone=vit_tiny_small_image"],
     "multitask": ["method.tasks.colorization.grey=null"],
+    "tracking": ["data.tracks=TRACKS", "method.dim=16", "method.negatives=3"],
+    "cpc_video": ["method.widths=[16]", "method.dim=12", "decode.frames=5", "method.chunk=7"],
+    "shuffle_and_learn": ["method.widths=[16]"],
     "npid": ["method.negatives=24"],
     "pirl": ["method.negatives=24"],
     "pirl_jigsaw_rotation": ["method.negatives=24"],
@@ -100,7 +105,7 @@ def small(method: str) -> list[str]:
         other = any(line.startswith("backbone=") for line in own)
         without = ("data=", "data.limit", *(("backbone",) if other else ()))
         rest = [x for x in SMALL if not x.startswith(without)]
-        return [f"experiment=scenes/{method}", *rest, *SHORT, *own]
+        return with_tracks([f"experiment=scenes/{method}", *rest, *SHORT, *own])
     has = (CONF / f"experiment/cifar10/{method}.yaml").exists()
     chosen = [f"experiment=cifar10/{method}"] if has else [f"method={method}"]
     other = any(line.startswith("backbone=") for line in own)

@@ -285,9 +285,10 @@ def built(name):
 def given(name, images):
     """A batch of crops, and what some take beside them."""
     rows = len(images[0])
-    if name == "frame_order":
-        five = images[0][:, None].expand(-1, 5, -1, -1, -1)
-        return {"crops": [five], "frames": torch.arange(5).expand(rows, -1)}
+    if name in ("frame_order", "odd_one_out"):
+        count = 5 if name == "frame_order" else 8
+        clip = torch.stack([images[0].roll(t, 3) for t in range(count)], 1)
+        return {"crops": [clip], "frames": torch.arange(count).expand(rows, -1)}
     return {"crops": images, "audio": torch.ones(rows, 1000) / 2}
 
 

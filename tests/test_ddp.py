@@ -62,10 +62,11 @@ OWN = {
 }
 STILL = {"mae": ["model.pos_embed"]}  # of its backbone: fixed sines
 OWN_FILES = (  # one of each file in methods/
-    *("avc", "avid", "avid_cma", "barlow_twins", "byol", "clusterfit", "cpc", "deepcluster"),
-    *("deepcluster_v2", "dino"),
+    *("avc", "avid", "avid_cma", "barlow_twins", "byol", "clusterfit", "cpc", "cpc_video"),
+    *("deepcluster", "deepcluster_v2", "dino"),
     *("denoising_autoencoder", "distillation", "inpainting", "inpainting_adversarial"),
-    *("moco", "npid", "pirl", "shuffle_and_learn", "simclr", "simsiam", "swav", "vicreg"),
+    *("moco", "npid", "odd_one_out", "pirl", "shuffle_and_learn", "simclr", "simsiam", "swav"),
+    *("tracking", "vicreg"),
 )
 ACROSS = ("clusterfit", "deepcluster_v2", "moco", "npid", "simclr")  # by what they exchange
 OTHERS = (

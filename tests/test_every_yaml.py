@@ -17,6 +17,7 @@ from test_nyuv2 import write_nyuv2
 from test_poses import write_flic, write_mpii
 from test_video_data import audioset, hmdb51, kinetics, tree, ucf101
 from test_yfcc import write_yfcc
+from track_file import with_tracks
 
 from unlabeled.train import run
 
@@ -154,7 +155,9 @@ AUGMENT = {  # the method that takes it, where it is not one of two views
     "colorization": "colorization",
     **dict.fromkeys(["clusterfit", "mild_single", "none", "single", "supervised"], "supervised"),
     **{name: name for name in ("cpc", "cpc_v2", "dino", "jigsaw", "pirl", "rotation", "swav")},
+    "clip": "cpc_video",
     "frame_order": "shuffle_and_learn",
+    **{"odd_one_out": "odd_one_out", "track_pair": "tracking"},
     **{"picture_sound": "avc", "clip_sound": "avid"},
     "jigsaw_small": "jigsaw",
     **dict.fromkeys(
@@ -179,6 +182,7 @@ DECODE |= {"mild": "supervised", "multicrop": "swav", "two": "simclr", "npid": "
 DECODE |= {"inpainting": "inpainting", "cpc": "cpc", "cpc_v2": "cpc_v2"}
 DECODE |= {"multitask": "multitask", "five_frames": "shuffle_and_learn"}
 DECODE |= {"picture_sound": "avc", "clip_sound": "avid"}
+DECODE |= {"clip": "cpc_video", "track_pair": "tracking"}
 DECODE |= {"mae": "supervised", "moco": "simclr", "seer": "seer", "multicrop_dino": "dino"}
 EVAL = {  # what an evaluation needs at that size
     "all": [
@@ -266,8 +270,11 @@ RECORDED = {
         "backbone.widths=[8,16]",
         "method.sound.widths=[8]",
     ],
+    "cpc_video": ["decode.frames=4", "method.dim=8"],
+    "odd_one_out": ["method.augment.elements=3", "method.augment.frames=4"],
     "shuffle_and_learn": FIVE,
     **{name: OWN[name] for name in ("avid", "avid_cma")},
+    "tracking": ["data.tracks=TRACKS", "method.hidden=[8]", "method.dim=8"],
 }
 
 OTHER_BACKBONE = {
@@ -523,7 +530,7 @@ def test_runs_for_two_steps(name, compose, roots, trained, tmp_path, monkeypatch
         monkeypatch.setenv("WANDB_MODE", "offline")
     if name == "logger/tensorboard":
         pytest.importorskip("tensorboard", reason="an optional package")
-    lines = [line.replace("SOURCE", str(trained)) for line in overrides(name)]
+    lines = [line.replace("SOURCE", str(trained)) for line in with_tracks(overrides(name))]
     lines = [line.replace("TEACHER", str(trained.with_stem("teacher"))) for line in lines]
     if not any(line.startswith(("method=", "experiment=")) for line in lines):
         lines += chosen("simclr")

@@ -19,6 +19,7 @@ import pytest
 from conftest import CONF, RECORDINGS, ROOT
 from PIL import Image
 from test_runs import unlabeled
+from track_file import with_tracks
 
 from unlabeled import cli, overrides
 
@@ -237,7 +238,7 @@ def made_small(command: str) -> list[str] | None:
     recorded = next((m for m in RECORDINGS if f"experiment=scenes/{m}" in words), None)
     if recorded is not None:
         small = [x for x in small if not x.startswith(("data.size", "data.eval_decode"))]
-        small += [*conftest.SHORT, *conftest.OWN.get(recorded, [])]
+        small += with_tracks([*conftest.SHORT, *conftest.OWN.get(recorded, [])])
     elif not any(w.startswith(("backbone=", "method=none")) for w in words):
         small.append("backbone.width=16")
     if not any(re.match("method=|experiment=", w) for w in words):
