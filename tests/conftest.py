@@ -21,13 +21,15 @@ PRETEXT = {
     *("clusterfit", "colorization", "deepcluster", "demo", "denoising_autoencoder", "distillation"),
     "diverse_colorization",
     *("inpainting", "inpainting_adversarial", "jigsaw", "mae", "multitask", "relative_position"),
-    *("odd_one_out", "rotation", "shuffle_and_learn", "supervised"),
+    *("odd_one_out", "rotation", "shuffle_and_learn", "supervised", "videomae"),
 }
 # They learn from recordings, of experiment/scenes: which set of them.
 RECORDINGS = {
     "avc": "scenes_audio_video",
     **dict.fromkeys(("avid", "avid_cma"), "scenes_audio_video"),
-    **dict.fromkeys(["cpc_video", "odd_one_out", "shuffle_and_learn", "tracking"], "scenes_video"),
+    **dict.fromkeys(
+        ["cpc_video", "odd_one_out", "shuffle_and_learn", "tracking", "videomae"], "scenes_video"
+    ),
 }
 MANUAL = {"inpainting_adversarial"}  # they step by themselves, and Lightning clips nothing there
 
@@ -58,6 +60,7 @@ SEEING_AND_LISTENING = [
 ]
 AGREEING = ["method.agreement.positives=4", "method.agreement.alone=1"]
 AGREEING += ["method.agreement.negatives=8", "method.agreement.every_n_epochs=1"]
+SMALL_STEM = ["backbone.stem=small", "backbone.stem_stride=2"]  # leaves more than one place
 OWN = {
     "avid": SEEING_AND_LISTENING,
     "avid_cma": [*SEEING_AND_LISTENING, *AGREEING],
@@ -72,9 +75,18 @@ OWN = {
     "moco_v2": ["method.queue=40", "backbone.bn_splits=2"],
     "mae": ["backbone=vit_tiny_small_image"],
     "multitask": ["method.tasks.colorization.grey=null"],
-    "tracking": ["data.tracks=TRACKS", "method.dim=16", "method.negatives=3"],
-    "cpc_video": ["method.widths=[16]", "method.dim=12", "decode.frames=5", "method.chunk=7"],
-    "shuffle_and_learn": ["method.widths=[16]"],
+    "tracking": [*SMALL_STEM, "data.tracks=TRACKS", "method.dim=16", "method.negatives=3"],
+    "cpc_video": [
+        *(*SMALL_STEM, "method.widths=[16]", "method.dim=12", "decode.frames=5", "method.chunk=7"),
+    ],
+    "odd_one_out": SMALL_STEM,
+    "shuffle_and_learn": [*SMALL_STEM, "method.widths=[16]"],
+    "videomae": [
+        "backbone=video_transformer_tiny",
+        "backbone.dim=24",
+        "backbone.patch=4",
+        "decode.frames=4",
+    ],
     "npid": ["method.negatives=24"],
     "pirl": ["method.negatives=24"],
     "pirl_jigsaw_rotation": ["method.negatives=24"],

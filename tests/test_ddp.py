@@ -51,6 +51,7 @@ OWN = {
     "colorization": ["~method.optim.optimizer.betas"],  # Adam's
     "diverse_colorization": ["~method.optim.optimizer.eps"],
     "mae": ["~method.optim.optimizer.betas"],
+    "videomae": ["~method.optim.optimizer.betas"],
     "deepcluster": ["method.pca=8"],  # of 24 images: whitening makes much of what is hardly there
     "moco": ["backbone.bn_splits=1"],
     "moco_v2": ["backbone.bn_splits=1"],
@@ -66,7 +67,7 @@ OWN_FILES = (  # one of each file in methods/
     *("deepcluster", "deepcluster_v2", "dino"),
     *("denoising_autoencoder", "distillation", "inpainting", "inpainting_adversarial"),
     *("moco", "npid", "odd_one_out", "pirl", "shuffle_and_learn", "simclr", "simsiam", "swav"),
-    *("tracking", "vicreg"),
+    *("tracking", "vicreg", "videomae"),
 )
 ACROSS = ("clusterfit", "deepcluster_v2", "moco", "npid", "simclr")  # by what they exchange
 OTHERS = (
@@ -117,7 +118,7 @@ def trained(name, source, teacher):
         "clusterfit": [f"method.source.path={source}"],
         "distillation": [f"method.teacher.path={teacher}"],
     }
-    other = name == "mae" or OWN.get(name) is BOTH  # a backbone without this choice
+    other = name in ("mae", "videomae") or OWN.get(name) is BOTH  # a backbone without this choice
     run = [x for x in RUN if not (other and x.startswith("backbone.norm"))]
     lines = [*small(name), *needs.get(name, []), *run, *OWN.get(name, [])]
     with initialize_config_dir(str(CONF), version_base="1.3"):

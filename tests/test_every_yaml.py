@@ -274,6 +274,15 @@ RECORDED = {
     "odd_one_out": ["method.augment.elements=3", "method.augment.frames=4"],
     "shuffle_and_learn": FIVE,
     **{name: OWN[name] for name in ("avid", "avid_cma")},
+    "videomae": [
+        *(
+            "backbone=video_transformer_tiny",
+            "backbone.dim=24",
+            "backbone.patch=4",
+            "decode.frames=4",
+        ),
+        *("method.dim=8", "method.depth=1", "method.heads=2"),
+    ],
     "tracking": ["data.tracks=TRACKS", "method.hidden=[8]", "method.dim=8"],
 }
 
@@ -283,6 +292,7 @@ OTHER_BACKBONE = {
     "none",
     "jigsaw_alexnet",
     "rotation_alexnet",
+    "videomae",
 }  # than a ResNet, whose width can be set
 PLACES = {"optim": "optim@method.optim"}
 

@@ -16,7 +16,8 @@ from unlabeled.backbones.library import timm
 from unlabeled.batch import denormalize
 from unlabeled.dist import mine, rank, world_size
 from unlabeled.draws import Draws
-from unlabeled.methods.mae import MAE, masked_error, standardized
+from unlabeled.methods.mae import MAE
+from unlabeled.parts.masked import masked_error, standardized
 from unlabeled.parts.patch_decoder import PatchDecoder, initialize
 from unlabeled.parts.patchify import patchify, sine_positions, unpatchify
 
