@@ -199,16 +199,19 @@ def mined(recording: Recording, how: Mining) -> Iterator[Track]:
     count = len(recording.times)
     if count <= how.length:
         return
-    pictures = recording.pictures(range(count)).numpy()
-    small = grey(pictures, how.side)
-    scale = min(pictures.shape[-2:]) / how.side
     for start in range(0, count - how.length, how.every):
-        box = proposed(small[start], small[start + 1], how)
+        first = recording.pictures([start, start + 1]).numpy()
+        one, two = grey(first, how.side)
+        box = proposed(one, two, how)
         if box is None:
             continue
-        boxes = tracked(small[start : start + how.length + 1], box, how.tracker)
+        span = range(
+            start, start + how.length + 1
+        )  # in memory at once, of a recording of any length
+        boxes = tracked(grey(recording.pictures(span).numpy(), how.side), box, how.tracker)
         if boxes is not None:
-            yield Track(np.arange(start, start + how.length + 1), boxes * np.float32(scale))
+            scale = np.float32(min(first.shape[-2:]) / how.side)
+            yield Track(np.arange(start, start + how.length + 1), boxes * scale)
 
 
 Job = tuple[str, int, int, Mining, Path]  # split, recordings from and to, and where to keep them
