@@ -240,7 +240,8 @@ for preset in ("normals/nyuv2", "normals/nyuv2_depth"):
     EVAL[preset] = [*FEW_STEPS, "EVAL.sides=[32]", "EVAL.test_sides=[32, 40]"]
 for preset in ("keypoints/flic", "keypoints/mpii"):
     EVAL[preset] = [*FEW_STEPS, "EVAL.side=32"]
-EVAL["all"] += ["~evals.normals", "~evals.keypoints"]  # a folder has neither
+# What a folder has nothing for.
+EVAL["all"] += ["~evals.normals", "~evals.keypoints", "~evals.frame_retrieval"]
 for preset in ("normals/nyuv2", "keypoints/flic", "keypoints/mpii"):
     key = f"evals.{preset.replace('/', '_')}"
     EVAL["all"] += [line.replace("EVAL", key) for line in EVAL[preset]]
@@ -304,6 +305,9 @@ def chosen(method: str) -> list[str]:
 def overrides(name: str) -> list[str]:
     """The smallest run with one file of the tree in it."""
     lines = on_images(name)
+    if name.rpartition("/")[2] == "frame_retrieval":
+        lines = [x for x in lines if not x.startswith(("data=", *IMAGES_ONLY))]
+        return [*lines, "data=scenes_video", *SHORT]
     own = {f"{group}={prefix}{m}": m for m in RECORDINGS for group, prefix in PREFIXES}
     method = next((own[line] for line in lines if line in own), None)
     if method is None:
