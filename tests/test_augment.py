@@ -333,7 +333,7 @@ def test_pixels_stay_in_range(name):
     if name == "relative_position":  # whose patches are centred
         return
     views = module(given(name, images), Draws(0, rows=4))["views"]
-    for view in views[:1] if name == "picture_sound" else views:
+    for view in views[:1] if name in ("picture_sound", "clip_sound") else views:
         assert view.dtype == torch.float32
         assert view.flatten(0, -4).is_contiguous(memory_format=torch.channels_last)
         if name == "denoising":  # noise is not clipped

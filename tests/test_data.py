@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
@@ -555,6 +556,10 @@ def test_settings_build(path, decode, monkeypatch):
             **dict.fromkeys(("voc07", "voc0712", "voc12_segmentation"), "VOCdevkit"),
         }
         assert config.data.root == f"data/{shared.get(path.stem, path.stem)}"
+    if decode.stem == "track_pair" and "tracks" in config.data:
+        with pytest.raises(InstantiationException, match=r"set data\.tracks to the folder"):
+            instantiate(config.data)
+        return
     data = instantiate(config.data)
     assert data.seed == 3
     image = torch.zeros(3, 280, 300, dtype=torch.uint8)

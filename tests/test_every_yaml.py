@@ -242,6 +242,7 @@ for preset in ("keypoints/flic", "keypoints/mpii"):
     EVAL[preset] = [*FEW_STEPS, "EVAL.side=32"]
 # What a folder has nothing for.
 EVAL["all"] += ["~evals.normals", "~evals.keypoints", "~evals.frame_retrieval"]
+EVAL["all"] += ["~evals.cross_modal_retrieval", "~evals.action"]  # of recordings
 for preset in ("normals/nyuv2", "keypoints/flic", "keypoints/mpii"):
     key = f"evals.{preset.replace('/', '_')}"
     EVAL["all"] += [line.replace("EVAL", key) for line in EVAL[preset]]
