@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def answers(method: Any, data: Any, rounds: int) -> Tensor:
         raise ValueError(f"another recording's sound needs two, and there are {count} to test on")
     size = min(count, data.batch_size)
     found = []
-    for turn in track(range(rounds), description="pairs"):
+    for turn in track(range(rounds), description="pairs", console=Console(stderr=True)):
         parts = [list(range(i, min(i + size, count))) for i in range(0, count, size)]
         seen, heard = [], []
         for part, batch in enumerate(data.cut("test", parts, data.decode, "pairs", turn)):
