@@ -249,3 +249,20 @@ def test_building_leaves_other_errors_alone():
 
 def test_the_tree_is_found():
     assert (conf_dir() / "train.yaml").is_file()
+
+
+@pytest.mark.parametrize("line", ["--help", "--cfg job"])
+def test_the_real_command_line_is_light(line, tmp_path):
+    """No torch is imported to help, or to show a config."""
+    code = (
+        "import sys\nsys.argv = ['unlabeled', *sys.argv[1:]]\nfrom unlabeled.train import main\n"
+        "try:\n    main()\nfinally:\n    print('heavy:', 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert "heavy: False" in done.stdout, done.stderr

@@ -16,7 +16,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled import checkpoints, slurm
+from unlabeled import slurm
 from unlabeled.cli import building, hydra_files, launch
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from unlabeled.evaluate.store import FeatureStore
     from unlabeled.folder import Folder
 
-TAKES_LONG = """\
-evaluation {name}: trains networks, which may take long. If you stop it, the scores that {path} \
-has by now stay, and the same command goes on here; ~evals.{name} leaves it out"""
+TAKES_LONG = """evaluation {name}: trains networks, which may take long. Stop it, and the scores \
+that {path} has by now stay; the same command goes on here; ~evals.{name} leaves it out"""
 
 
 def run(cfg: DictConfig, out: Path) -> dict[str, float]:
@@ -40,6 +39,7 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
+    from unlabeled.checkpoints import NEWEST
     from unlabeled.dashboards import Dashboards
     from unlabeled.evaluate.store import opened
     from unlabeled.evaluate.suite import refuse
@@ -77,7 +77,7 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
         done = folder.before.get("state") == "finished" and (method is None or folder.trained)
         with boards.showing(bool(todo) or not done):
             epochs = None if method is None else _fit(cfg, folder, trainer, method, data)
-            boards.keep("checkpoint", [last := out / "checkpoints" / checkpoints.NEWEST])
+            boards.keep("checkpoint", [last := out / "checkpoints" / NEWEST])
             if method is not None and method.sharded:
                 backbone = _random_twin(cfg, backbone)  # of whole weights, which evaluations read
                 folder.load(backbone, last)
