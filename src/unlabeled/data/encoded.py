@@ -144,8 +144,8 @@ def cropped(batch: Batch, decode: Decode, device: torch.device) -> tuple[Batch, 
         task: stacked([each(x, *key) for x, key in zip(images, encoded.keys, strict=True)])
         for task, each in by_task(decode, batch["step"]).items()
     }
-    index = batch["index"].tolist()
-    return filled(batch, cut), [(index[i], reason) for i, reason in places]
+    index = batch["index"]  # waits for the device only where something failed
+    return filled(batch, cut), [(int(index[i]), reason) for i, reason in places]
 
 
 def _picture(data: bytes) -> _Picture:

@@ -77,12 +77,8 @@ class Tracking(Method):
         for name, share in (("hard", hard), ("drawn_until", drawn_until)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {share}")
-        self.margin, self.negatives, self.hard, self.drawn_until = (
-            margin,
-            negatives,
-            hard,
-            drawn_until,
-        )
+        self.margin, self.negatives = margin, negatives
+        self.hard, self.drawn_until = hard, drawn_until
         self.places = Places(self.feature_dim, side=side, widths=hidden)
         self.head = nn.Identity() if dim is None else nn.Linear(self.places.dim, dim)
 
