@@ -44,10 +44,12 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
     from unlabeled.evaluate.store import opened
     from unlabeled.evaluate.suite import refuse
     from unlabeled.folder import Folder, plain
+    from unlabeled.memory import reuse_freed_memory
     from unlabeled.report import html, terminal
     from unlabeled.report.run import supervised_scores
 
     slurm.watch.listen()
+    reuse_freed_memory()
     if cfg.compare:
         return _compare(cfg, out)
     with Folder(out, cfg, hydra_files()) as folder:
@@ -182,10 +184,8 @@ def _evaluate(
             forget(folder.path, [*todo])
         for turn, some in enumerate(in_turn(todo, data)):
             if first and turn and all(map(trains_long, some.values())):
-                print(
-                    TAKES_LONG.format(name=next(iter(some)), path=folder.path / "scores.json"),
-                    flush=True,
-                )
+                scored = folder.path / "scores.json"
+                print(TAKES_LONG.format(name=next(iter(some)), path=scored), flush=True)
             with building(), stages() as progress:
                 scores = evaluate(
                     some,
