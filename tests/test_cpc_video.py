@@ -118,10 +118,29 @@ def test_predictions_do_not_know_later_frames():
 def test_drawn_negatives_never_are_the_frame_itself():
     made = method(negatives=1000)
     own = torch.arange(30)
-    drawn = made._drawn(1, 6, own, 30)
+    drawn = made._rivals(1, torch.empty(6, 5, 1), own, 30)
     assert drawn.shape == (30, 1000)
     assert not (drawn == own[:, None]).any()
     assert all(len(row.unique()) == 29 for row in drawn)  # any of the others
+
+
+def test_within_a_clip_its_own_frames_compete_and_no_others():
+    made, batch = method(among="clip", chunk=4), clips()
+    own = torch.arange(30)
+    rivals = made._rivals(1, torch.empty(6, 5, 1), own, 30)
+    for i, row in enumerate(rivals.tolist()):
+        assert sorted(row) == [j for j in range(i // 5 * 5, i // 5 * 5 + 5) if j != i]
+    with torch.no_grad():
+        (x,) = batch["views"]
+        z = made.places(made.backbone, x.flatten(0, 1))[1].unflatten(0, (6, 5))
+        c, terms = made.past(z), []
+        for k, layer in enumerate(made.predict, 1):
+            scores = torch.stack([z[b] @ layer(c[b, t]) for b in range(6) for t in range(5 - k)])
+            right = torch.tensor([t + k for _ in range(6) for t in range(5 - k)])
+            terms.append(torch.nn.functional.cross_entropy(scores, right))
+    near(made.loss(batch)["prediction"], torch.stack(terms).mean())
+    with pytest.raises(ValueError, match="negatives=3 must be 0"):
+        method(among="clip", negatives=3)
 
 
 def test_chunks_change_nothing():
@@ -146,7 +165,11 @@ def drawn():
     return alike(negatives=5)
 
 
-@pytest.mark.parametrize("function", [alike, drawn])
+def within():
+    return alike(among="clip")
+
+
+@pytest.mark.parametrize("function", [alike, drawn, within])
 def test_processes_equal_one(function):
     one = function()
     for found in on_processes(2, function):
@@ -157,7 +180,7 @@ def test_processes_equal_one(function):
 def test_pictures_show_what_is_taken_for_the_future():
     made, batch = method(), clips()
     columns = made.pictures(batch)
-    assert list(columns) == ["now", "2 later", "the answer"]
+    assert list(columns) == ["now", "2 later", "answer"]
     (x,) = batch["views"]
     _, z = made._embedded(batch)
     shown = [denormalize(clip).clamp(0, 1) for clip in x]
@@ -166,7 +189,7 @@ def test_pictures_show_what_is_taken_for_the_future():
         i, t = max(((i, t) for i in range(6) for t in range(5)), key=lambda at: float(p @ z[at]))
         assert torch.equal(columns["now"][b], shown[b][2])
         assert torch.equal(columns["2 later"][b], shown[b][4])
-        assert torch.equal(columns["the answer"][b], shown[i][t])
+        assert torch.equal(columns["answer"][b], shown[i][t])
 
 
 def test_what_cannot_be_predicted_is_refused():

@@ -5,22 +5,20 @@ van den Oord, Li and Vinyals, 2018. https://arxiv.org/abs/1807.03748 (on sound: 
     z_bt = f(frame t of clip b),  c_bt = g(z_b1, ..., z_bt)
     L    = mean over k = 1..K of L_k
     L_k  = mean over (b, t <= T - k) of -log exp(z_b,t+k . W_k c_bt) / sum_j exp(z_j . W_k c_bt)
-    j:     all frames of all clips of the global batch, or the right one and `negatives` drawn ones
+    j:     all frames of the global batch, or of the clip, or the right one and drawn `negatives`
 
-What is near in time is related and what is far, or in another recording, is not: the lectures'
-reading of CPC. The paper has no experiment on video; its recipe for sound is what is followed here:
-bilinear scores, nothing of unit length, no temperature. Ours: W_k starts small, as scores of wide
-features would be huge; `side` lets frames keep places, in which motion shows.
+Near in time is related, far away or in another recording is not: the lectures' reading. The paper
+has no experiment on video; what is followed is its recipe for sound: bilinear scores, nothing of
+unit length, no temperature. Ours: W_k starts small, or scores of wide features would be huge.
 
-Invariants: W_k = 0 costs log(candidates); c_bt and what is predicted from it stay the same, bit for
-bit, when later frames change (in eval mode: batch norm of f mixes frames, `backbone.norm=group`
-does not); step k has B (T - k) terms. Traps: a context that sees its target; frames of a clip under
-crops of their own, which name the frame (one draw holds for a clip); the positive among the drawn
-negatives; the same recording twice in a batch.
+Invariants: W_k = 0 costs log(candidates); predictions stay the same, bit for bit, when later frames
+change (without batch norm, which mixes frames); step k has B (T - k) terms. Traps: a context that
+sees its target; frames of a clip under crops of their own, which name the frame (one draw holds for
+a clip); the positive among drawn negatives; a recording twice in a batch.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +29,7 @@ from unlabeled.draws import to
 from unlabeled.method import Method
 from unlabeled.optim import Optim
 from unlabeled.parts.causal import Memory, Past
-from unlabeled.parts.choice import choice
+from unlabeled.parts.choice import choice, companions
 from unlabeled.parts.places import Places
 from unlabeled.parts.precision import full_precision
 
@@ -43,13 +41,14 @@ class CPCVideo(Method):
         backbone: f, of single frames.
         augment: gives clips (B, T, 3, H, W).
         optim: see `Method`.
-        side: see `Places`: z keeps places, this many a side; null: the backbone's features.
-        widths: of layers with ReLU between these and z; none: they are z.
+        side: see `Places`: z keeps so many places a side; null: the backbone's features.
+        widths: of layers with ReLU between these and z.
         context: g: "gru", "conv" or "none" (the frame alone).
         dim: width of the contexts.
         blocks: layers of g.
         steps: K.
-        negatives: drawn for each term; 0: all other frames of the global batch.
+        among: "batch", or "clip": only a clip's frames compete, and moments have to be told apart.
+        negatives: drawn for each term; 0: all other frames of these.
         chunk: queries whose scores exist at a time, see `choice`; the loss is the same.
     """
 
@@ -68,6 +67,7 @@ class CPCVideo(Method):
         dim: int = 256,
         blocks: int = 1,
         steps: int = 3,
+        among: Literal["batch", "clip"] = "batch",
         negatives: int = 0,
         chunk: int | None = None,
     ) -> None:
@@ -75,56 +75,56 @@ class CPCVideo(Method):
         if steps < 1 or negatives < 0 or (chunk is not None and chunk < 1):
             least = "steps and chunk must be at least 1, negatives 0"
             raise ValueError(f"{least}, got {steps=}, {chunk=}, {negatives=}")
-        self.negatives, self.chunk = negatives, chunk
+        if among == "clip" and negatives:
+            raise ValueError(f"among=clip takes all frames of a clip: {negatives=} must be 0")
+        self.among, self.negatives, self.chunk = among, negatives, chunk
         self.places = Places(self.feature_dim, side=side, widths=widths)
         self.past = Past(self.places.dim, context, dim=dim, blocks=blocks)
         width = self.places.dim
         self.predict = nn.ModuleList(nn.Linear(dim, width, bias=False) for _ in range(steps))
-        for layer in self.predict:
-            nn.init.normal_(layer.weight, std=(dim * width) ** -0.5)  # type: ignore[arg-type]
+        for weight in self.predict.parameters():
+            nn.init.normal_(weight, std=(dim * width) ** -0.5)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         features, z = self._embedded(batch)
         self.watch(features=features.mean(1), embeddings=z.flatten(0, 1))
         c, keys = self.past(z), full_precision(gather)(z)
-        place = torch.arange(keys.shape[:2].numel(), device=z.device).view(keys.shape[:2])
-        place, keys = place[rank() * len(z) : (rank() + 1) * len(z)], keys.flatten(0, 1)
+        place = torch.arange(z.shape[:2].numel(), device=z.device).view(z.shape[:2])
+        place, keys = place + rank() * place.numel(), keys.flatten(0, 1)
         found = []
         for k, predict in enumerate(self.predict, 1):
             queries, own = predict(c[:, :-k]).flatten(0, 1), place[:, k:].flatten()
-            others = self._drawn(k, len(z), own, len(keys))
-            found.append(choice(queries, keys, own, others, self.chunk))
-        loss, right = torch.stack(found).mean(0)
-        self.note("accuracy", right.detach())
+            rivals = self._rivals(k, z, own, len(keys))
+            found.append(choice(queries, keys, own, rivals, self.chunk))
+        loss, wins = torch.stack(found).mean(0)
+        self.note("accuracy", wins.detach())
         return {"prediction": loss}
 
-    def _drawn(self, k: int, rows: int, own: Tensor, count: int) -> Tensor | None:
+    def _rivals(self, k: int, z: Tensor, own: Tensor, count: int) -> Tensor | None:
         """(Q, negatives) of `count` frames for each of Q terms, with replacement, never its own."""
+        if self.among == "clip":
+            return companions(own, z.shape[1])
         if not self.negatives:
             return None
-        shape = (len(own) // rows, self.negatives)
-        drawn = self.draws(f"negatives {k}", rows).integers(count - 1, *shape)
+        shape = (len(own) // len(z), self.negatives)
+        drawn = self.draws(f"negatives {k}", len(z)).integers(count - 1, *shape)
         drawn = to(drawn, own.device).flatten(0, 1)
         return drawn + (drawn >= own[:, None]).long()
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """The last frame that is seen, the last that is predicted, and the one taken for it."""
-        steps, (clips,) = len(self.predict), batch["views"]
-        _, z = self._embedded(batch)
+        steps, (clips,), (_, z) = len(self.predict), batch["views"], self._embedded(batch)
         p = self.predict[-1](self.past(z)[:, -1 - steps])
-        answer = (p @ z.flatten(0, 1).T).argmax(1)
         shown = denormalize(clips).clamp(0, 1)
-        columns = {"now": shown[:, -1 - steps], f"{steps} later": shown[:, -1]}
-        return {**columns, "the answer": shown.flatten(0, 1)[answer]}
+        answered = shown.flatten(0, 1)[(p @ z.flatten(0, 1).T).argmax(1)]
+        return {"now": shown[:, -1 - steps], f"{steps} later": shown[:, -1], "answer": answered}
 
     def _embedded(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features (B, T, dim) and z (B, T, D) of the frames of clips."""
         (clips,) = batch["views"]  # B T 3 H W
-        if clips.ndim != 5 or clips.shape[1] <= len(self.predict):
-            raise ValueError(
-                f"steps={len(self.predict)} are predicted in clips of more frames than that, got "
-                f"views {tuple(clips.shape)}: choose decode=clip with more decode.frames"
-            )
+        steps = len(self.predict)
+        if clips.ndim != 5 or clips.shape[1] <= steps:
+            got = f"got views {tuple(clips.shape)}: choose decode=clip with more decode.frames"
+            raise ValueError(f"{steps=} are predicted in clips of more frames, {got}")
         x = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features, z = self.places(self.backbone, x)
-        return features.unflatten(0, clips.shape[:2]), z.unflatten(0, clips.shape[:2])
+        return tuple(h.unflatten(0, clips.shape[:2]) for h in self.places(self.backbone, x))

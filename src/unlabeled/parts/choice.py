@@ -33,6 +33,13 @@ def choice(
     return torch.stack(sums).sum(0) / len(queries)
 
 
+def companions(own: Tensor, size: int) -> Tensor:
+    """(Q, size - 1) the other keys of each own key's (Q,) group, where `size` in a row are one."""
+    place = own % size
+    step = torch.arange(1, size, device=own.device)
+    return (own - place)[:, None] + (place[:, None] + step) % size
+
+
 def _sums(queries: Tensor, keys: Tensor, own: Tensor, others: Tensor | None) -> Tensor:
     if others is None:
         scores = queries @ keys.T  # Q N
