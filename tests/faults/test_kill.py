@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from conftest import METHODS, small
+from conftest import METHODS, RECORDINGS, small
 from lives import Lives, rows, same
 from omegaconf import OmegaConf
 
@@ -24,6 +24,8 @@ def config(compose, source, teacher):
         own = {"clusterfit": [f"method.source.path={source}"]}
         own["distillation"] = [f"method.teacher.path={teacher}"]
         lines = [*small(method), *own.get(method, []), *EVERYTHING, *more]
+        if method in RECORDINGS:  # which have one tier
+            lines.remove("data.tier=folder")
         last = {line.partition("=")[0]: line for line in lines}  # the later ones win
         cfg = compose(*(line for line in lines if last[line.partition("=")[0]] is line))
         return OmegaConf.to_yaml(cfg, resolve=True)
