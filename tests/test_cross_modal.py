@@ -135,6 +135,19 @@ def test_unlabelled_recordings_have_recall_alone(tmp_path):
     assert scores["cross/chance/recall@1"] == pytest.approx(1 / 12)
 
 
+def test_without_classes_a_sheet_marks_the_recording_itself(tmp_path):
+    evals = {"cross": CrossModalRetrieval()}
+    options = {"data": Recorded(labelled=False), "out": tmp_path, "seed": 0}
+    sheet = evaluate(evals, backbone=Ear(), **options).figures["cross/video_to_sound"]
+    same = (sheet["neighbours"] == sheet["queries"][:, None]).all((2, 3, 4))
+    marked = sheet["neighbour_labels"] == sheet["query_labels"][:, None]
+    assert np.array_equal(same, marked)
+    assert marked.sum(1).tolist() == [1] * 8
+    level = sheet["queries"][:, 0, 0, 0] // 8
+    names = sheet["classes"][sheet["query_labels"]]
+    assert names.tolist() == [f"recording {i}" for i in level]
+
+
 def test_what_cannot_be_is_refused(tmp_path):
     for bad in ({"k": []}, {"k": [0]}, {"limit": 1}, {"queries": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):

@@ -138,7 +138,9 @@ class CrossModalRetrieval:
         def shown(at: Tensor) -> np.ndarray[Any, Any]:
             return pictures[at].movedim(-3, -1).numpy()
 
-        labels = torch.full((len(s),), -1) if y is None else y
+        # Without classes what is marked as right is the query's own recording.
+        labels = torch.arange(len(s)) if y is None else y
+        names = [f"recording {i}" for i in labels] if y is None else subject.data.classes
         asked, given = ("clip", "sound") if way == "video_to_sound" else ("sound", "clip")
         return {
             "kind": "neighbours",
@@ -150,7 +152,7 @@ class CrossModalRetrieval:
             "query_labels": labels[rows].numpy(),
             "neighbour_labels": labels[near].numpy(),
             "similarity": similarity.numpy(),
-            "classes": np.array(list(subject.data.classes), dtype=np.str_),
+            "classes": np.array(list(names), dtype=np.str_),
         }
 
 
