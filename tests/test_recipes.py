@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import CONF
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 # name: images of an update and of a device, epochs, lr at that batch, its last value, weight decay
 LARGE = {
@@ -87,3 +88,20 @@ def test_steps_fall_at_the_start_of_the_published_epochs(recipe, name):
         lrs = rates(cfg, per_epoch)
         drops = [i for i in range(1, len(lrs)) if lrs[i] < lrs[i - 1] * 0.5]
         assert drops == [epoch * per_epoch for epoch in STEPS[name]]
+
+
+FILES = sorted([*CONF.glob("method/*.yaml"), *CONF.glob("experiment/**/*.yaml")])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONF)))
+def test_arguments_of_an_optimizer_lie_in_its_group(path):
+    """They would stay when the command line chooses another optimizer, which may not take them."""
+    given = OmegaConf.load(path)
+    nodes = [given, *(given.get("method") or {}, given.get("tasks") or {})]
+    assert not [n for n in nodes if "optimizer" in (n.get("optim") or {})]
+
+
+@pytest.mark.parametrize("method", ["supervised", "mae", "colorization", "diverse_colorization"])
+def test_another_optimizer_takes_the_place_of_a_published_one(compose, method):
+    plan = compose(f"method={method}", "optim@method.optim=sgd", "data=cifar10").method.optim
+    assert set(plan.optimizer) == {"_target_", "_partial_", "momentum", "nesterov"}
