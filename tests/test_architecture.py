@@ -39,8 +39,10 @@ MAY_IMPORT = {
     "method": {"batch", "dist", "draws", "optim"},
     "methods": {"batch", "dist", "draws", "lab", "optim", "parts", "method"},
     "augment": {"batch", "draws", "lab", "spectrogram"},
-    "data": {"batch", "draws", "errors", "truth", "scenes"},
-    "evaluate": {"batch", "dist", "draws", "lars", "optim", "parts", "backbones", "truth"},
+    "data": {"batch", "draws", "errors", "truth", "scenes", "spectrogram"},
+    "evaluate": {
+        *("batch", "dist", "draws", "lars", "optim", "parts", "backbones", "spectrogram", "truth"),
+    },
     "callbacks": {
         "redact",
         *("batch", "checkpoints", "dist", "draws", "fsdp", "parts", "evaluate", "shown", "slurm"),

@@ -534,6 +534,7 @@ def test_a_completely_unreadable_set_stops_at_once(tmp_path):
 
 # All but their layouts is as in video_folder.
 ALIKE = {"audio_video_folder", "ucf101", "hmdb51", "kinetics", "kinetics_sounds", "audioset"}
+ALIKE |= {"audio_folder", "esc50"}
 PAIRS = [
     (path, decode)
     for decode in sorted((CONF / "decode").glob("*.yaml"))
@@ -547,7 +548,7 @@ def test_settings_build(path, decode, monkeypatch):
     monkeypatch.delenv("UNLABELED_DATA", raising=False)
     nodes = {"data": OmegaConf.load(path), "decode": OmegaConf.load(decode), "seed": 3}
     config = OmegaConf.create(nodes)
-    if path.stem in ("folder", "video_folder", "audio_video_folder"):
+    if path.stem.endswith("folder"):
         assert OmegaConf.is_missing(config.data, "root")
         config.data.root = "somewhere"
     else:

@@ -46,6 +46,11 @@ class LogSpectrogram(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """(B, 1, window // 2 + 1, frames) of (B, samples), in float32 at least."""
+        if audio.ndim != 2:
+            raise ValueError(
+                f"a spectrogram is of sounds (B, samples), got {tuple(audio.shape)}: where the "
+                "network makes its own, set method.augment.spectrogram=null"
+            )
         if audio.shape[-1] < self.window:
             raise ValueError(
                 f"a spectrogram's window of {self.window} samples is longer than the sound, "

@@ -82,6 +82,8 @@ class Clips:
 class Evenly:
     """Clips, or pictures, whose middles divide a recording evenly: to evaluate.
 
+    Of a recording without pictures, with `sound`, there is the sound alone, and no crops.
+
     Args:
         size: side in pixels.
         resize: the short side first becomes that; None: `size`.
@@ -116,7 +118,8 @@ class Evenly:
 
     def __call__(self, recording: Recording, *key: int | str) -> Batch:
         crops, first = [], None
-        for i in range(self.clips):
+        alone = self.sound is not None and not len(recording.times)
+        for i in range(0 if alone else self.clips):
             middle = (i + 0.5) * recording.seconds / self.clips
             if self.frames is None:
                 found = shown(recording.times, torch.tensor([middle]))
@@ -156,8 +159,9 @@ class Picture:
             at, audio = heard(recording, self.sound, 0.0, *key, "time")
             found = shown(recording.times, torch.tensor([at]))
         else:
-            found = torch.tensor([len(recording.times) // 2])
-            at = float(recording.times[found])
+            times = recording.times
+            found = shown(times, times[len(times) // 2 :][:1])
+            at = float(times[found])
             audio = None if self.sound is None else self.sound(recording, at)
         (picture,) = recording.pictures(found.tolist())
         return entries(self.decode(picture, *key), found, audio)

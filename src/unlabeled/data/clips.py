@@ -2,9 +2,11 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unlabeled.batch import Batch
@@ -12,7 +14,10 @@ from unlabeled.data.clip_decode import ClipDecode, Picture
 from unlabeled.data.decode import Decode
 from unlabeled.data.images import Images, Side
 from unlabeled.data.layouts import Layout
+from unlabeled.data.rgb import UnreadableError
+from unlabeled.data.store import Store
 from unlabeled.data.tracks import WithTracks
+from unlabeled.spectrogram import LogSpectrogram
 
 
 class Recordings(Images):
@@ -20,6 +25,7 @@ class Recordings(Images):
 
     What a batch has besides `index` and `label` is what the decode gives: `crops`, one (B, T, 3,
     S, S) for each clip or (B, 3, S, S) for each picture; `frames` (B, T); `audio` (B, samples).
+    Recordings of sound alone give no `crops`.
 
     Args:
         root: the folder of the data set.
@@ -96,10 +102,43 @@ class Recordings(Images):
         other._open = partial(self._open.func, self.root, layout, **self._open.keywords)
         return other
 
+    def sounding(self, split: Side) -> bool:
+        """Whether any of a split's recordings has sound."""
+        here: Any = self._read().split(split)
+        for i in range(len(here)):
+            with suppress(UnreadableError):
+                if here.recording(i).sounding:
+                    return True
+        return False
+
     def thumbnail(self, split: Side, position: int) -> Tensor:
-        """A picture (3, h, w) uint8 of what evaluations see, the middle one of a clip."""
+        """A picture (3, h, w) uint8 of what evaluations see, the middle one of a clip.
+
+        Of sound alone, its log-spectrogram, low tones at the bottom, 100 dB from black to white.
+        """
+        if not _pictured(self._read().split(split)):
+            (batch,) = self.scan(split, position, position + 1)
+            return _drawn(batch["audio"])  # type: ignore[typeddict-item]
         crop = super().thumbnail(split, position)
         return crop[len(crop) // 2] if crop.ndim == 4 else crop
+
+    def _read(self) -> Store:
+        if self._store is None and not _pictured(super()._read().split("train")):
+            self.gives -= {"crops", "frames"}
+        return super()._read()
+
+
+def _pictured(split: Any) -> bool:
+    return getattr(split, "pictured", True)
+
+
+def _drawn(audio: Tensor) -> Tensor:
+    """(3, h, w) uint8 of one sound (1, samples)."""
+    window = min(512, audio.shape[1])
+    spectrogram = LogSpectrogram(window=window, hop=max(1, window // 2), scale=1.0, range=23.03)
+    (s,) = spectrogram(audio)
+    grey = (s - s.amax() + 23.03) / 23.03 * 255
+    return grey.flip(1).round().to(torch.uint8).expand(3, -1, -1)
 
 
 def _of_recordings(decode: Any, *, random: bool) -> Any:

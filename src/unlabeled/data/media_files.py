@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from unlabeled.data.media import Film
 from unlabeled.data.media_index import Table, indexed
 from unlabeled.data.recordings import middle
 from unlabeled.data.rgb import UnreadableError
+from unlabeled.data.sound_files import SoundFile, probe_sound
 from unlabeled.data.splits import Files
 from unlabeled.truth import Annotation
 
@@ -40,12 +41,14 @@ class Media:
         rows: (N,) int64, where in the table.
         groups: (N,) int64: recordings of one group stay together when a split is divided; None:
             each is alone.
+        pictured: false: they are sounds, without pictures.
     """
 
     files: Files
     table: Table
     rows: np.ndarray
     groups: Tensor | None = None
+    pictured: bool = True
 
     @property
     def root(self) -> Path:
@@ -75,12 +78,14 @@ class Media:
         """What to call a recording in a message."""
         return self.files.name(i)
 
-    def recording(self, i: int) -> Film:
+    def recording(self, i: int) -> Film | SoundFile:
         """One of them. Raises `UnreadableError`."""
         facts = self.table.facts(int(self.rows[i]))
         if facts.reason:
             raise UnreadableError(facts.reason)
         path = self.root / self.name(i)
+        if not self.pictured:
+            return SoundFile(path, facts)
         said = f"{path.absolute()} {self.files.sizes[i]}".encode("utf-8", "surrogateescape")
         name = hashlib.blake2b(said, digest_size=16).hexdigest()
         return Film(path, facts, cache_folder().parent / f"motion/{name[:2]}/{name}.npy")
@@ -92,7 +97,8 @@ class Media:
     def take(self, positions: Tensor) -> "Media":
         """Some of the recordings, in the order of `positions`."""
         groups = None if self.groups is None else self.groups[positions]
-        return Media(self.files.take(positions), self.table, self.rows[positions.numpy()], groups)
+        rows = self.rows[positions.numpy()]
+        return replace(self, files=self.files.take(positions), rows=rows, groups=groups)
 
     def identity(self) -> str:
         """A hash of which recordings these are, in their order, with their labels."""
@@ -105,6 +111,7 @@ def media(
     sound: bool = False,
     shortest: float = 0.0,
     group: Callable[[str], str] | None = None,
+    pictured: bool = True,
 ) -> dict[str, Media]:
     """Splits of media files, with what is known of each file.
 
@@ -116,6 +123,7 @@ def media(
         sound: leave out recordings without a track of sound.
         shortest: leave out recordings shorter than so many seconds.
         group: from a name to that of its group.
+        pictured: false: of sound files, whose pictures nobody asks for.
 
     Raises:
         ValueError: nothing is left to train on.
@@ -124,7 +132,8 @@ def media(
     for files in splits.values():
         everything |= dict(zip(files.paths.tolist(), files.sizes.tolist(), strict=True))
     root = splits["train"].root
-    table = indexed(root, list(everything), list(everything.values()))
+    read = None if pictured else probe_sound
+    table = indexed(root, list(everything), list(everything.values()), read)
     at = {path: i for i, path in enumerate(everything)}
     found = {}
     for side, files in splits.items():
@@ -134,7 +143,7 @@ def media(
             names = [group(files.name(i)) for i in range(len(files))]
             groups = torch.from_numpy(np.unique(names, return_inverse=True)[1])
         kept = _fitting(table, rows, sound, shortest, side)
-        found[side] = Media(files, table, rows, groups).take(kept)
+        found[side] = Media(files, table, rows, groups, pictured).take(kept)
     if not len(found["train"]):
         asked = f" lasts {shortest:g} s" + (" and has sound" if sound else "")
         raise ValueError(f"{root}: no training recording{asked}: see data.layout.shortest")

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -30,6 +30,7 @@ TRIED = 16  # pictures whose times are looked at there
 SPARSE = "mpeg"  # one that has some: FFmpeg guesses others after a seek than from the start
 SAVED_EVERY = 60.0  # seconds
 NONE = np.zeros(0, dtype=np.int64)
+Probe = Callable[[Path], Facts]
 
 
 class Table(NamedTuple):
@@ -59,7 +60,9 @@ class Table(NamedTuple):
         )
 
 
-def indexed(root: Path, paths: Sequence[bytes], sizes: Sequence[int]) -> Table:
+def indexed(
+    root: Path, paths: Sequence[bytes], sizes: Sequence[int], read: Probe | None = None
+) -> Table:
     """The facts of files, from the cache as far as it has them; others are read, as it has none.
 
     What is read is saved every minute: a start that is stopped goes on from there.
@@ -68,12 +71,14 @@ def indexed(root: Path, paths: Sequence[bytes], sizes: Sequence[int]) -> Table:
         root: what paths are relative to.
         paths: of the files.
         sizes: of each, in bytes.
+        read: what reads a file, of another index of the same root; None: `probe`.
 
     Raises:
         ValueError: PyAV is missing.
     """
     library()  # says here, not where files are unreadable, that it is missing
-    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
+    kind = b"" if read is None else read.__name__.encode()
+    name = hashlib.sha256(os.fsencode(root.resolve()) + kind).hexdigest()[:32]
     cache = cache_folder().parent / "media" / f"{name}.npz"
     kept = _load(cache)
     known = {} if kept is None else {path: i for i, path in enumerate(kept.paths.tolist())}
@@ -86,7 +91,7 @@ def indexed(root: Path, paths: Sequence[bytes], sizes: Sequence[int]) -> Table:
         else:
             missing.append((path, int(size)))
     if missing:
-        _read(root, missing, rows, cache)
+        _read(root, missing, rows, cache, read or probe)
     return _table({path: rows[path] for path in paths})
 
 
@@ -95,11 +100,12 @@ def _read(
     missing: Sequence[tuple[bytes, int]],
     rows: dict[bytes, tuple[int, Facts]],
     cache: Path,
+    read: Probe,
 ) -> None:
     log.warning("reading %d media files for their index, once", len(missing))
     saved = time.monotonic()
     with ThreadPoolExecutor(cores()) as pool:
-        found = pool.map(lambda one: probe(root / os.fsdecode(one[0])), missing)
+        found = pool.map(lambda one: read(root / os.fsdecode(one[0])), missing)
         show = {"description": "index", "transient": True, "disable": not sys.stderr.isatty()}
         for (path, size), facts in track(
             zip(missing, found, strict=True), total=len(missing), **show

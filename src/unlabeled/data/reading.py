@@ -129,7 +129,14 @@ class PlainRows:
             return self.decode(sample(self.split, i), *self.key, i)
         except UnreadableError as error:
             bad.append((i, str(error)))
-            return self.decode(Blank() if isinstance(self.split, Recorded) else GREY, *self.key, i)
+            return self.decode(_instead(self.split), *self.key, i)
+
+
+def _instead(split: Split) -> Any:
+    """What stands for one that cannot be read."""
+    if isinstance(split, Recorded):
+        return Blank(pictured=getattr(split, "pictured", True))
+    return GREY
 
 
 class MemoryRows:

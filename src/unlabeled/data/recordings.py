@@ -20,12 +20,12 @@ class Recording(Protocol):
 
     @property
     def times(self) -> Tensor:
-        """(F,) float64, rising: when each picture appears, the first at 0."""
+        """(F,) float64, rising: when each picture appears, the first at 0; empty: sound alone."""
         ...
 
     @property
     def seconds(self) -> float:
-        """How long the pictures last, that of the last one included."""
+        """How long the pictures last, that of the last one included; without any, the sound."""
         ...
 
     @property
@@ -64,7 +64,12 @@ def shown(times: Tensor, seconds: Tensor) -> Tensor:
     Args:
         times: (F,) of a recording.
         seconds: (T,); before the first picture it is seen, after the last one that.
+
+    Raises:
+        UnreadableError: there are no pictures.
     """
+    if not len(times):
+        raise UnreadableError("it has no pictures, only sound")
     late = torch.searchsorted(times, seconds.to(times.dtype), right=True) - 1
     return late.clamp(0, len(times) - 1)
 
@@ -211,11 +216,16 @@ class Blank:
     """What stands for a recording that cannot be read: grey and humming, and never too short.
 
     It hums, as a decode may refuse what is silent.
+
+    Args:
+        pictured: false: it has no pictures, as those of the split that it stands in.
     """
 
-    times = torch.arange(10_000, dtype=torch.float64) / 25
     seconds = 400.0
     sounding = True
+
+    def __init__(self, *, pictured: bool = True) -> None:
+        self.times = torch.arange(10_000 if pictured else 0, dtype=torch.float64) / 25
 
     def pictures(self, positions: Sequence[int]) -> Tensor:
         grey = torch.full((1, 3, 1, 1), 128, dtype=torch.uint8)

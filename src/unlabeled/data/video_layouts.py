@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unlabeled.data.files import index
+from unlabeled.data.files import Kind, index
 from unlabeled.data.media_files import RECORDINGS, Media, media
 from unlabeled.data.splits import Files, Split, parted
 from unlabeled.data.tree import read_tree
@@ -48,11 +48,16 @@ class VideoFolder:
         if not self.labels:
             files = {side: replace(x, labels=None, classes=()) for side, x in files.items()}
         splits = media(files, sound=self.sound, shortest=self.shortest)
-        if "test" in splits or not self.test_share:
-            return {**splits}
-        everything = splits["train"]
-        rest, test = parted(everything, self.test_share, self.split_seed)
-        return {"train": everything.take(rest), "test": everything.take(test)}
+        return divided(splits, self.test_share, self.split_seed)
+
+
+def divided(splits: Mapping[str, Media], test_share: float, split_seed: int) -> dict[str, Split]:
+    """The splits there are; without one to test on, a share of every class for that."""
+    if "test" in splits or not test_share:
+        return {**splits}
+    everything = splits["train"]
+    rest, test = parted(everything, test_share, split_seed)
+    return {"train": everything.take(rest), "test": everything.take(test)}
 
 
 class UCF101:
@@ -149,17 +154,19 @@ def official(
     return media(files, group=group)
 
 
-def listed(root: Path, rows: Sequence[tuple[str, str]], classes: Sequence[str]) -> Files:
+def listed(
+    root: Path, rows: Sequence[tuple[str, str]], classes: Sequence[str], kind: Kind = RECORDINGS
+) -> Files:
     """Files with the names of their classes; those that are not there have the size 0."""
-    listing = index(root, RECORDINGS)
+    listing = index(root, kind)
     sizes = dict(zip(listing.paths.tolist(), listing.sizes.tolist(), strict=True))
     paths = [path.encode("utf-8", "surrogateescape") for path, _ in rows]
-    number = {kind: i for i, kind in enumerate(classes)}
+    number = {name: i for i, name in enumerate(classes)}
     return Files(
         root,
         np.array(paths, dtype=np.bytes_),
         np.array([sizes.get(path, 0) for path in paths], dtype=np.int64),
-        torch.tensor([number[kind] for _, kind in rows]),
+        torch.tensor([number[name] for _, name in rows]),
         tuple(classes),
     )
 
