@@ -62,8 +62,6 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
             data.setup("fit" if cfg.method else "test")
             evals = {name: instantiate(node) for name, node in cfg.evals.items()}
             todo = {name: e for name, e in evals.items() if not folder.has_scores(str(name))}
-            if _named(cfg):
-                refuse(todo, data)  # now, not after hours of training
             boards = Dashboards(out, [instantiate(node) for node in cfg.logger.values()])
             trainer = _trainer(cfg, out, boards.loggers)
             store = opened(cfg.features, out / "features", cfg.feature_dtype)
@@ -76,6 +74,8 @@ def run(cfg: DictConfig, out: Path) -> dict[str, float]:
             else:
                 method, backbone = None, instantiate(cfg.backbone)
                 random = _random_twin(cfg, backbone)
+            if _named(cfg):
+                refuse(todo, data, backbone)  # now, not after hours of training
         done = folder.before.get("state") == "finished" and (method is None or folder.trained)
         with boards.showing(bool(todo) or not done):
             epochs = None if method is None else _fit(cfg, folder, trainer, method, data)

@@ -52,9 +52,9 @@ class Shapes:
     def named(self, stage: str) -> Request:
         """The average-pooled features of a stage. Raises ValueError if there is no such stage.
 
-        The pixel baseline has one stage, whatever the backbone's.
+        The pixel baseline has one stage of pictures, whatever the backbone's.
         """
-        if "pixels" in self.maps:
+        if "pixels" in self.maps and (stage == "final" or stage not in self.maps):
             return FINAL
         if stage != "final" and stage not in self.maps:
             raise ValueError(f"the backbone has no stage {stage!r}; it has {[*self.maps, 'final']}")
@@ -130,8 +130,8 @@ class Tuned(Protocol):
     It runs in every process, on the backbone and on its random twin, and on raw pixels if it
     says `reads_pixels = True`. Where it has `requests(shapes)`, the pass that others need over
     its splits extracts these too, for `Subject.kept`. With `trains = True` it takes long, and is
-    left until what is quicker has its scores. For `needs_labels` and `obstacle` see
-    `Evaluation`.
+    left until what is quicker has its scores. For `needs_labels`, `hears`, `obstacle` and
+    `misfit` see `Evaluation`.
     """
 
     data: Data | None  # its own data module, or the run's
@@ -145,8 +145,9 @@ class Tuned(Protocol):
 class Evaluation(Protocol):
     """Settings in, one call, scores out: an evaluation of frozen features.
 
-    It may say `needs_labels = False` where it reads none, and have `obstacle(data)`, which says
-    why data with its splits and labels still do not do, or None.
+    It may say `needs_labels = False` where it reads none, and `hears = True` where sound will do
+    without pictures. It may have `obstacle(data)`, which says why data with its splits and labels
+    still do not do, or None, and `misfit(backbone)`, which says why that backbone does not.
     """
 
     data: Data | None  # its own data module, or the run's

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlabeled.draws import subset
 from unlabeled.evaluate.contract import Data, Result, Subject
@@ -59,17 +59,17 @@ class CrossModalRetrieval:
         n = data.size("test")
         return f"it needs 2 test recordings, there are {n}" if n < 2 else None
 
-    def tune(self, subject: Subject) -> Result:
-        """Scores the subject, which is only looked at.
+    def misfit(self, backbone: nn.Module) -> str | None:
+        """Why it cannot: the backbone has no projections of clips and of sound."""
+        if hasattr(backbone, "embed") and getattr(backbone, "space", 1):
+            return None
+        return (
+            f"the backbone {type(backbone).__name__} does not project clips and sound into one "
+            "space: choose backbone=audio_video, or leave cross_modal_retrieval out"
+        )
 
-        Raises:
-            ValueError: the backbone has no projections of clips and of sound.
-        """
-        if not hasattr(subject.backbone, "embed"):
-            raise ValueError(
-                f"the backbone {type(subject.backbone).__name__} does not project clips and sound "
-                "into one space: choose backbone=audio_video, or leave cross_modal_retrieval out"
-            )
+    def tune(self, subject: Subject) -> Result:
+        """Scores the subject, which is only looked at."""
         size, labels = subject.data.size("test"), subject.data.labels("test")
         known = None if labels is None else labels.tolist()
         chosen = subset(known, size, min(self.limit, size), subject.seed, "cross-modal retrieval")

@@ -1,6 +1,7 @@
 """What is taken from one forward of a backbone: its output and pooled maps of its stages.
 
-A backbone that listens (`hear`) has a stage more, `sound`: its features of what is heard beside.
+A backbone that listens (`hear`) has a stage more, `sound`: its features of what is heard beside;
+where recordings have no pictures, it has no other.
 """
 
 import contextlib
@@ -37,11 +38,14 @@ def _heard(backbone: nn.Module, batch: Batch, device: torch.device | str) -> Ten
 
 
 def shapes_of(backbone: nn.Module, data: Data, device: torch.device | str) -> Shapes:
-    """What a backbone makes of the first training image."""
+    """What a backbone makes of the first training image, and of what is heard beside it."""
     batch = next(iter(data.scan("train", 0, 1)))
+    crops = batch["crops"]  # type: ignore[typeddict-item]
     with frozen(backbone.to(device)):
-        x = images(batch["crops"][0], device)  # type: ignore[typeddict-item]
-        maps, final = _stages(backbone, x), backbone(x)
+        maps, final = {}, torch.zeros(1, 0)
+        if crops:
+            x = images(crops[0], device)
+            maps, final = _stages(backbone, x), backbone(x)
         heard = _heard(backbone, batch, device)
     pooled = False
     if maps:
@@ -56,16 +60,17 @@ def features_of(
     backbone: nn.Module, batch: Batch, requests: Iterable[Request], device: torch.device | str
 ) -> dict[Request, Tensor]:
     """Each request's (B, channels, grid, grid), in one forward where `forward` calls `stages`."""
-    x = images(batch["crops"][0], device)  # type: ignore[typeddict-item]
     asked = list(requests)
     requests = [r for r in asked if r.stage != SOUND]
     maps: dict[str, Tensor] = {}
     final = None
-    if FINAL in requests:
-        with _overheard(backbone, x, maps):
-            final = backbone(x)[:, :, None, None]
-    if not maps and any(r != FINAL for r in requests):
-        maps = _stages(backbone, x)
+    if requests:
+        x = images(batch["crops"][0], device)  # type: ignore[typeddict-item]
+        if FINAL in requests:
+            with _overheard(backbone, x, maps):
+                final = backbone(x)[:, :, None, None]
+        if not maps and any(r != FINAL for r in requests):
+            maps = _stages(backbone, x)
     if len(requests) < len(asked) and (heard := _heard(backbone, batch, device)) is not None:
         maps = {**maps, SOUND: heard}
     return {

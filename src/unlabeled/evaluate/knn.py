@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unlabeled.evaluate.accuracy import label_rank, tops
 from unlabeled.evaluate.contract import Data, Features, Request, Result, Shapes
+from unlabeled.evaluate.forward import SOUND
 
 QUERIES, BANK = 4096, 8192  # most rows of a chunk: 32 M similarities at a time
 SPARE = 32  # candidates beyond the neighbours asked for
@@ -57,6 +58,7 @@ class KNN:
         self.k, self.temperature = tuple(k), tuple(temperature)
         self.stage, self.leave_one_out, self.data = stage, leave_one_out, data
         self.splits = frozenset({"train"} if leave_one_out else {"train", "test"})
+        self.hears = stage == SOUND
 
     def requests(self, shapes: Shapes) -> set[Request]:
         return {shapes.named(self.stage)}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlabeled.evaluate.accuracy import tops
 from unlabeled.evaluate.contract import FINAL, Data, Features, Request, Result, Shapes
+from unlabeled.evaluate.forward import SOUND
 from unlabeled.evaluate.heads import (
     Heads,
     Recipe,
@@ -94,6 +95,7 @@ class Linear:
         if any(not 0 <= m <= 1 for m in milestones):
             raise ValueError(f"milestones are shares of the training, got {list(milestones)}")
         self.stages = "all" if isinstance(stages, str) else tuple(stages)
+        self.hears = self.stages == (SOUND,)
         pairs = itertools.product(lrs, weight_decays)
         self.settings = [Setting(float(lr), float(decay)) for lr, decay in pairs]
         self.epochs, self.batch_size, self.momentum = epochs, batch_size, momentum

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.batch import denormalize
+from unlabeled.spectrogram import LogSpectrogram
 
 
 class Pixels(nn.Module):
@@ -41,6 +42,18 @@ class Pixels(nn.Module):
     def stages(self, x: Tensor) -> dict[str, Tensor]:
         """One stage, `pixels`, whose channels are the values and whose map is 1 x 1."""
         return {"pixels": self(x)[:, :, None, None]}
+
+    def hear(self, audio: Tensor) -> Tensor:
+        """The log-spectrograms of sounds (B, samples), of at most 32 x 32, as features.
+
+        What pixels are to pictures; powers 100 dB below a sound's maximum and less are equal.
+        """
+        window = min(512, audio.shape[1])
+        options = {"window": window, "hop": max(1, window // 2), "scale": 1.0, "range": 23.03}
+        s = LogSpectrogram(**options).to(audio.device)(audio)  # type: ignore[arg-type]
+        size = [min(32, side) for side in s.shape[-2:]]
+        s = F.interpolate(s, size, mode="bilinear", antialias=True, align_corners=False)
+        return s.flatten(1)
 
     def extra_repr(self) -> str:
         return f"side={self.side}"

@@ -183,7 +183,7 @@ class FeatureStore:
                         files[request].write(features)
             except FloatingPointError as error:
                 raise FloatingPointError(f"{error}: did the training diverge?") from error
-            row += len(batch["crops"][0])  # type: ignore[typeddict-item]
+            row += len(next(iter(found.values())))
             progress(f"{split} features", row - start, stop - start)
         if row != stop:
             raise RuntimeError(f"images {start} to {stop} of {split} were due, got {row - start}")

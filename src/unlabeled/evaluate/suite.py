@@ -62,7 +62,7 @@ def evaluate(
     scores, sources = Scores(), {}
     for name, evaluation in evals.items():
         source = evaluation.data if evaluation.data is not None else data
-        if reason := obstacle(evaluation, source):
+        if reason := obstacle(evaluation, source) or misfit(evaluation, backbone):
             if explicit:
                 raise ValueError(f"the evaluation {name!r} cannot run: {reason}")
             scores.skipped[name] = reason
@@ -158,11 +158,14 @@ def _what(prefix: str) -> str:
     return prefix.removeprefix("baseline/").rstrip("/") or "backbone"
 
 
-def refuse(evals: Mapping[Any, Evaluation | Tuned], data: Any) -> None:
-    """Raises ValueError for the first evaluation that cannot run on its data, or the run's."""
+def refuse(evals: Mapping[Any, Evaluation | Tuned], data: Any, backbone: nn.Module) -> None:
+    """Raises ValueError for the first evaluation that cannot run on its data, or the run's.
+
+    Nor on this backbone.
+    """
     for name, evaluation in evals.items():
         source = evaluation.data if evaluation.data is not None else data
-        if reason := obstacle(evaluation, source):
+        if reason := obstacle(evaluation, source) or misfit(evaluation, backbone):
             raise ValueError(f"the evaluation {name!r} cannot run: {reason}")
 
 
@@ -176,10 +179,20 @@ def obstacle(evaluation: Evaluation | Tuned, data: Any) -> str | None:
     for split in sorted(evaluation.splits, reverse=True):  # "train" first
         if not data.has(split):
             return f"the data have no {split} split"
+        if not getattr(evaluation, "hears", False) and "crops" not in getattr(
+            data, "gives", {"crops"}
+        ):
+            return "the data have no pictures, only sound"
         if getattr(evaluation, "needs_labels", True) and data.labels(split) is None:
             return f"the images of the {split} split have no labels"
     own = getattr(evaluation, "obstacle", None)
     return own(data) if own else None
+
+
+def misfit(evaluation: Evaluation | Tuned, backbone: nn.Module) -> str | None:
+    """Why an evaluation cannot look at this backbone, if it cannot."""
+    own = getattr(evaluation, "misfit", None)
+    return own(backbone) if own else None
 
 
 def _add(
