@@ -8,14 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unlabeled.draws import seed_of
 from unlabeled.evaluate.contract import Data, Result, Subject
 from unlabeled.evaluate.finetune import FineTune
+from unlabeled.evaluate.folds import distinct, missing, together
 from unlabeled.evaluate.forward import images
-from unlabeled.evaluate.intervals import percentiles
 from unlabeled.evaluate.tuning import Decode
-
-RESAMPLES = 1000
 
 
 class Action(FineTune):
@@ -87,17 +84,13 @@ class Action(FineTune):
             bf16=bf16,
             data=data,
         )
-        if len(set(folds)) < len(folds):
-            raise ValueError(f"folds names a split twice: {[*folds]}")
-        self.test_decode, self.folds = test_decode, tuple(folds)
+        self.test_decode, self.folds = test_decode, distinct(folds)
 
     def obstacle(self, data: Data) -> str | None:
         """Why these data have no clips, or no such splits."""
         if not hasattr(data, "fold"):
             return "it needs recordings, as data=video_folder, and these are images"
-        if self.folds and not hasattr(data.layout, "fold"):  # type: ignore[attr-defined]
-            return f"these data have no official splits {[*self.folds]}: set folds=[]"
-        return None
+        return missing(self.folds, data)
 
     def tune(self, subject: Subject) -> Result:
         """Trains the subject, or a copy for each split, and scores it on test recordings."""
@@ -108,23 +101,7 @@ class Action(FineTune):
             own = copy.deepcopy(subject.backbone)
             data = subject.data.fold(number)
             found[number] = super().tune(replace(subject, backbone=own, data=data, features={}))
-        first = found[self.folds[0]]
-        scores, details = {}, {}
-        for name, known in first.details.items():
-            each = {n: r.per_image[name].double() for n, r in found.items()}
-            means = {n: x.mean().item() for n, x in each.items()}
-            settings = {n: r.details[name]["hyperparameters"] for n, r in found.items()}
-            scores[name] = sum(means.values()) / len(means)
-            details[name] = {
-                **known,
-                "hyperparameters": settings[self.folds[0]],
-                "by_fold": means,
-                "hyperparameters_by_fold": settings,
-                "tried": {n: r.details[name]["tried"] for n, r in found.items()},
-                "n": sum(len(x) for x in each.values()),
-                "ci95": list(_interval([*each.values()], subject.seed)),
-            }
-        return Result(scores, details, {})
+        return together(found, subject.seed, "action", "bootstrap")
 
     def _tested(self, network: nn.Module, subject: Subject) -> Tensor:
         parts = torch.arange(subject.data.size("test")).split(32)
@@ -146,14 +123,3 @@ class Action(FineTune):
         known["protocol"] = f"{what}, a random clip an epoch; softmax averaged over test clips"
         known["hyperparameters"] |= {"test": repr(self.test_decode), "folds": [*self.folds]}
         return known
-
-
-def _interval(each: Sequence[Tensor], seed: int) -> tuple[float, float]:
-    """Of the mean over splits of the means over recordings (n,) of each."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "action", "bootstrap"))
-    means = torch.zeros(RESAMPLES, dtype=torch.float64)
-    for x in each:
-        for i in range(RESAMPLES):
-            drawn = torch.randint(len(x), (len(x),), generator=generator)
-            means[i] += x[drawn].mean() / len(each)
-    return percentiles(means.tolist())
