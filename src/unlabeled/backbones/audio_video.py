@@ -53,6 +53,10 @@ class Hearing(nn.Module):
         """Features (B, dim) of sounds (B, samples)."""
         return self.network(self.spectrogram(audio))
 
+    def stages(self, audio: Tensor) -> dict[str, Tensor]:
+        """The network's maps (B, C, h, w), whose rows are frequencies and columns times."""
+        return self.network.stages(self.spectrogram(audio))  # type: ignore[operator]
+
 
 class AudioVideo(nn.Module):
     """A network of clips (the features and stages), one of sound beside it, and projections.
@@ -61,7 +65,7 @@ class AudioVideo(nn.Module):
         video: of clips (B, T, 3, H, W) or pictures.
         sound: of samples (B, samples).
         hidden: widths of the projections' hidden layers.
-        space: width of the space that both are projected into.
+        space: width of the space that both are projected into; None: there are no projections.
         norm: of the projections, after every layer: "none", "batch" or "sync". AVID has none, but
             embeddings of a young network all point the same way; a norm centres them, which short
             runs need.
@@ -73,18 +77,19 @@ class AudioVideo(nn.Module):
         sound: nn.Module,
         *,
         hidden: Sequence[int] = (),
-        space: int = 128,
+        space: int | None = 128,
         norm: Literal["none", "batch", "sync"] = "none",
     ) -> None:
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-        if space < 1 or min(hidden, default=1) < 1:
+        if (space is not None and space < 1) or min(hidden, default=1) < 1:
             raise ValueError(f"widths must be positive, got hidden={list(hidden)}, space={space}")
         self.video, self.sound, self.space = video, sound, space
         self.dim, heard = int(video.dim), int(sound.dim)  # type: ignore[arg-type]
-        self.see = _head(self.dim, *hidden, space, norm=norm)
-        self.listen = _head(heard, *hidden, space, norm=norm)
+        if space is not None:
+            self.see = _head(self.dim, *hidden, space, norm=norm)
+            self.listen = _head(heard, *hidden, space, norm=norm)
         parts = {"video": getattr(video, "config", None), "sound": getattr(sound, "config", None)}
         self.config: dict[str, Any] | None = None
         if all(parts.values()):
@@ -102,6 +107,10 @@ class AudioVideo(nn.Module):
     def hear(self, audio: Tensor) -> Tensor:
         """Features of sounds (B, samples)."""
         return self.sound(audio)
+
+    def hear_stages(self, audio: Tensor) -> dict[str, Tensor]:
+        """The maps of the network of sound."""
+        return self.sound.stages(audio)  # type: ignore[operator]
 
     def embed(self, seen: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
         """(B, space) each: projections of features of clips and of sounds, not normalised."""

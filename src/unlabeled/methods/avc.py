@@ -49,7 +49,7 @@ class AVC(Method):
         backbone: f, of pictures.
         augment: gives a view of pictures and one of spectrograms.
         optim: see `Method`.
-        sound: g, of spectrograms (B, 1, bins, frames), with `.dim`.
+        sound: g, of spectrograms (B, 1, bins, frames), with `.dim`; None: what the backbone hears.
         head: "fused" (L3-Net) or "distance" (AVE-Net).
         dim: width of the hidden layer, or of the embeddings.
     """
@@ -63,15 +63,17 @@ class AVC(Method):
         augment: nn.Module,
         optim: Optim,
         *,
-        sound: nn.Module,
+        sound: nn.Module | None,
         head: Literal["fused", "distance"] = "fused",
         dim: int = 128,
     ) -> None:
         super().__init__(backbone, augment, optim)
         if head not in ("fused", "distance"):
             raise ValueError(f"head must be fused or distance, got {head!r}")
+        if sound is None and not hasattr(backbone, "hear"):
+            raise ValueError("sound=null needs a backbone that hears: backbone=look_listen_pair")
         self.sound, self.kind = sound, head
-        heard: int = sound.dim  # type: ignore[assignment]
+        heard: int = (backbone.sound if sound is None else sound).dim  # type: ignore[assignment]
         if head == "fused":
             self.head: nn.Module = mlp(self.feature_dim + heard, dim, 2, norm="none")
         else:
@@ -82,6 +84,10 @@ class AVC(Method):
                 self.head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
                 self.head.bias.copy_(torch.tensor([-1.0, 1.0]))
 
+    def listen(self, x: Tensor) -> Tensor:
+        """(B, E) of spectrograms, or of sounds where the backbone hears."""
+        return (self.sound or self.backbone.hear)(x)  # type: ignore[operator]
+
     def logits(self, v: Tensor, a: Tensor) -> Tensor:
         """(B, 2): other, same; of features (B, D) and (B, E)."""
         if self.kind == "fused":
@@ -90,7 +96,7 @@ class AVC(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         picture, spectrogram = batch["views"]
-        v, a = self.backbone(picture), self.sound(spectrogram)
+        v, a = self.backbone(picture), self.listen(spectrogram)
         self.watch(features=v)
         others, wrong = gather(a), gather(batch["index"])
         shift = 1 + self.shared_draws("shift").integers(max(1, len(others) - 1))
@@ -109,7 +115,7 @@ class AVC(Method):
         """Where in the picture the sound might come from: its own, and another's."""
         picture, spectrogram = batch["views"]
         shown = denormalize(picture).clamp(0, 1)
-        a = self.sound(spectrogram)
+        a = self.listen(spectrogram)
         columns = {"picture": shown, "its sound": overlay(shown, self.localise(picture, a))}
         return {**columns, "another's": overlay(shown, self.localise(picture, a.roll(1, 0)))}
 

@@ -78,8 +78,8 @@ class AVID(Method):
         source: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(backbone, augment, optim)
-        if not hasattr(backbone, "hear"):
-            raise ValueError("AVID needs networks of clips and of sound: backbone=audio_video")
+        if not getattr(backbone, "space", None):
+            raise ValueError("AVID needs projections of clips and of sound: backbone=audio_video")
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
         if negatives < (least := 1 if agreement is None else agreement.negatives):
