@@ -25,7 +25,7 @@ check: setup ## format, lint, types
 test: check  ## lint, types and the fast tests
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup -m 'not slow and not gpu' $(ARGS)
 
-test-all: check  ## every test that this machine can run (half an hour)
+test-all: check  ## every test that this machine can run (hours)
 	$(BIN)/pytest $(ARGS)
 
 bench: setup ## ratios of speed in one run; make bench ARGS=--check fails below a bar

@@ -48,10 +48,6 @@ OWN = {
     "jigsaw": ["method.norm=sync"],
     "multitask": ["method.tasks.relative_position.norm=sync"],
     "relative_position": ["method.norm=sync"],
-    "colorization": ["~method.optim.optimizer.betas"],  # Adam's
-    "diverse_colorization": ["~method.optim.optimizer.eps"],
-    "mae": ["~method.optim.optimizer.betas"],
-    "videomae": ["~method.optim.optimizer.betas"],
     "deepcluster": ["method.pca=8"],  # of 24 images: whitening makes much of what is hardly there
     "moco": ["backbone.bn_splits=1"],
     "moco_v2": ["backbone.bn_splits=1"],

@@ -330,7 +330,8 @@ def overrides(name: str) -> list[str]:
     rest = [x for x in lines if not x.startswith(("data=", *IMAGES_ONLY, *width))]
     chosen_too = any(x.startswith("experiment=") for x in lines)
     data = [] if chosen_too else [f"data={RECORDINGS[method]}"]
-    short = [] if "experiment=bunny/avc" in lines else SHORT  # of rendered recordings
+    film = any(x.startswith("experiment=bunny/") for x in lines)
+    short = [] if film else SHORT  # of rendered recordings
     return [*rest, *data, *short, *RECORDED.get(method, [])]
 
 

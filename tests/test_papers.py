@@ -38,7 +38,7 @@ def test_jigsaw_chance_is_log_p_and_tiles_meet_their_slots(tiny):
     torch.nn.init.zeros_(method.head.weight)
     torch.nn.init.zeros_(method.head.bias)
     assert method.loss(batch)["jigsaw"].item() == pytest.approx(math.log(10))
-    assert batch["views"][0].shape[:2] == (16, 9)
+    assert batch["views"][0].shape[:2] == (16, 4)
 
 
 def test_mocos_own_key_is_no_negative_and_joins_the_queue_afterwards(tiny):
