@@ -35,13 +35,18 @@ def photographs(name: str) -> list[bytes]:
 
 
 def noise(height: int = 375, width: int = 500) -> list[bytes]:
-    """Made-up photographs: their spectrum falls with the frequency."""
+    """Made-up photographs: spectrum, colours and quality give a JPEG the size of Pascal VOC's.
+
+    0.34 bytes for a pixel (VOC 0.31), 5.3 ns to decode one (VOC 5.7) where they were chosen.
+    """
     generator = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     made = []
     for _ in range(IMAGES):
-        phase = np.exp(2j * np.pi * generator.random((3, *frequency.shape)))
-        x = np.fft.irfft2(phase / np.maximum(frequency, 1 / width), (height, width))
+        phase = np.exp(2j * np.pi * generator.random((4, *frequency.shape)))
+        x = np.fft.irfft2(phase / np.maximum(frequency, 1 / width) ** 1.4, (height, width))
+        x /= x.std((1, 2), keepdims=True)
+        x = x[:1] + 0.3 * x[1:]  # light and a little colour
         x = 128 + 50 * x / x.std()
         file = io.BytesIO()
         array = x.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)

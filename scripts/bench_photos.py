@@ -26,8 +26,8 @@ IMAGES, DEVICE_BATCH = 64, 32
 def photographs(root: Path, count: int = IMAGES) -> str:
     """`count` JPEGs of about 500x375, as large as ImageNet's, in two folders.
 
-    Pascal VOC's, where `UNLABELED_DATA` has them, over and over if they are few; else noise, which
-    costs a decoder nearly twice as much. Returns which.
+    Pascal VOC's, where `UNLABELED_DATA` has them, over and over if they are few; else made-up ones
+    that cost a decoder about as much. Returns which.
     """
     real = bench_decode.photographs("VOCdevkit")
     made = real or bench_decode.noise()
