@@ -11,7 +11,7 @@ from scipy.signal import stft
 from test_relative_position import alone, near
 from torch import nn
 
-from unlabeled.augment.sound import Gain, LogSpectrogram, PictureSound
+from unlabeled.augment.sound import Gain, LogSpectrogram, Masks, PictureSound, Shift
 from unlabeled.backbones.look_listen import LookListen
 from unlabeled.dist import rank, world_size
 from unlabeled.draws import Draws
@@ -62,7 +62,55 @@ def test_the_level_differs_by_sound_and_stays_within_its_bounds():
     assert 1.095 < louder.max() <= 1.1
 
 
+def test_sounds_go_round_within_their_span():
+    x = torch.arange(200.0).expand(500, -1)
+    moved = Shift(most=0.25)(x, Draws(0, rows=500))
+    by = moved.argmin(1)
+    assert torch.equal(moved, torch.stack([a.roll(int(k)) for a, k in zip(x, by, strict=True)]))
+    by = torch.where(by > 100, by - 200, by)
+    assert -50 <= by.min() < -45
+    assert 45 < by.max() <= 50
+    assert torch.equal(Shift(most=0.0)(x, Draws(0, rows=500)), x)
+
+
+def test_masks_hide_bands_and_spans_of_each_spectrogram():
+    s = torch.randn(400, 1, 20, 30)
+    found = Masks(frequencies=6, times=9, count=2)(s, Draws(0, rows=400))
+    hidden = found != s
+    assert torch.equal(found[hidden], s.mean((1, 2, 3), keepdim=True).expand_as(s)[hidden])
+    bands, spans = hidden.all(3)[:, 0], hidden.all(2)[:, 0]
+    assert torch.equal(hidden[:, 0], bands[:, :, None] | spans[:, None])
+    for rows, most in ((bands, 6), (spans, 9)):
+        counts = rows.sum(1)
+        assert counts.min() == 0
+        assert most < counts.max() <= 2 * most  # two of them
+        starts = (rows[:, 1:] & ~rows[:, :-1]).sum(1) + rows[:, 0]
+        assert starts.max() == 2
+        assert rows.any(0).all()  # anywhere
+    assert torch.equal(Masks(frequencies=0, times=0)(s, Draws(0, rows=400)), s)
+    with pytest.raises(ValueError, match="a mask of 21 is wider than a spectrogram's 20"):
+        Masks(frequencies=21, times=0)(s, Draws(0, rows=400))
+
+
+def test_augmentations_of_sound_are_applied_in_turn():
+    batch = {"crops": [torch.zeros(4, 3, 8, 8, dtype=torch.uint8)], "index": torch.arange(4)}
+    batch["audio"] = torch.randn(4, 4000)
+    options = {"shift": Shift(most=0.5), "masks": Masks(frequencies=60, times=5)}
+    made = PictureSound([[]], LogSpectrogram(), **options)
+    draws = Draws(0, rows=4)
+    sound = Shift(most=0.5)(batch["audio"], draws.fork("shift"))
+    wanted = options["masks"](LogSpectrogram()(sound), draws.fork("masks"))
+    assert torch.equal(made(batch, Draws(0, rows=4))["views"][1], wanted)
+    with pytest.raises(ValueError, match="spectrogram is null"):
+        PictureSound([[]], None, masks=Masks())
+
+
 def test_what_cannot_be_is_refused():
+    for bad in ({"frequencies": -1}, {"times": -1}, {"count": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            Masks(**bad)
+    with pytest.raises(ValueError, match="most"):
+        Shift(most=1.5)
     with pytest.raises(ValueError, match="longer than the sound, 100"):
         LogSpectrogram()(torch.zeros(1, 100))
     for bad in ({"window": 0}, {"floor": 0.0}, {"range": -1.0}):

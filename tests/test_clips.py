@@ -65,6 +65,27 @@ def test_pictures_and_sound_are_of_the_same_span():
     assert abs(float(at_the_end.mean()) * 3 - 2.5) < 1e-3  # moved back into the recording
 
 
+def test_clips_are_played_at_speeds_between_two():
+    whole = recording()
+    decode = Clips(frames=4, rate=RATE, crop=Square(size=8), speed=[0.5, 2.0], count=2)
+    steps = [
+        (decode(whole, key)["crops"][i][:, 0, 0, 0].long()) for key in range(300) for i in (0, 1)
+    ]
+    spans = torch.stack([(x[-1] - x[0]) for x in steps]).double()  # of 3 steps, never round the end
+    assert spans.min() in (1, 2)
+    assert spans.max() in (5, 6)
+    assert (spans < 3).double().mean() == pytest.approx(0.42, abs=0.1)  # as many below as above
+    assert (spans > 3).double().mean() == pytest.approx(0.42, abs=0.1)
+    double = Clips(frames=4, rate=RATE, crop=Square(size=8), speed=[2.0, 2.0])
+    for key in range(20):
+        frames = double(whole, key)["frames"]
+        assert (frames.diff() == 2).all()
+    plain, same = (
+        Clips(frames=4, rate=RATE, crop=Square(size=8), **more) for more in ({}, {"speed": [1, 1]})
+    )
+    assert torch.equal(plain(whole, 3)["frames"], same(whole, 3)["frames"])
+
+
 def test_equal_keys_cut_equal_clips_and_one_box_holds_for_a_clip():
     noise = torch.randint(0, 255, (1, 3, 40, 30)).to(torch.uint8).expand(FRAMES, -1, -1, -1)
     still = Kept(noise.contiguous(), RATE)
@@ -186,6 +207,15 @@ def test_motion_is_the_difference_of_neighbours():
         lambda: Clips(frames=0, rate=1.0, crop=Square(size=8)),
         lambda: Clips(
             frames=2, rate=1.0, crop=Square(size=8), count=2, sound=Sound(seconds=1, rate=8)
+        ),
+        lambda: Clips(frames=2, rate=1.0, crop=Square(size=8), speed=[2.0, 1.0]),
+        lambda: Clips(frames=2, rate=1.0, crop=Square(size=8), speed=[0.0, 1.0]),
+        lambda: Clips(
+            frames=2,
+            rate=1.0,
+            crop=Square(size=8),
+            speed=[1.0, 2.0],
+            sound=Sound(seconds=1, rate=8),
         ),
         lambda: Evenly(frames=2, rate=0.0, size=8),
         lambda: Sound(seconds=0.0, rate=8000),

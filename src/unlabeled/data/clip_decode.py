@@ -5,6 +5,7 @@ longer of the two is drawn within the recording, the shorter lies in its middle.
 the recording start at its beginning and go round; sound is silent beyond the recording's ends.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -44,10 +45,19 @@ class Clips:
         crop: the part of the pictures that is shown.
         count: clips of each recording, each with a time and a box of its own.
         sound: what is heard; with one clip only.
+        speed: lowest and highest speed that a clip is played at, log-uniform: at 2 its pictures
+            lie twice as far apart. Not with sound, which keeps its own.
     """
 
     def __init__(
-        self, *, frames: int, rate: float, crop: Crop, count: int = 1, sound: Sound | None = None
+        self,
+        *,
+        frames: int,
+        rate: float,
+        crop: Crop,
+        count: int = 1,
+        sound: Sound | None = None,
+        speed: Sequence[float] = (1.0, 1.0),
     ) -> None:
         if frames < 1 or rate <= 0 or count < 1:
             raise ValueError(
@@ -55,27 +65,34 @@ class Clips:
             )
         if sound is not None and count > 1:
             raise ValueError(f"sound belongs to one clip, and count={count}: choose count=1")
+        low, high = speed if len(speed) == 2 else (0.0, 0.0)
+        if not 0 < low <= high:
+            raise ValueError(f"speed must be [low, high] with 0 < low <= high, got {[*speed]}")
+        if sound is not None and (low, high) != (1, 1):
+            raise ValueError(f"sound keeps its speed: choose speed=[1,1], got {[*speed]}")
         self.frames, self.rate, self.crop, self.count = frames, rate, crop, count
-        self.sound = sound
+        self.sound, self.speed = sound, (float(low), float(high))
 
     @property
     def gives(self) -> frozenset[str]:
         return frozenset({"crops", "frames"} | ({"audio"} if self.sound else set()))
 
     def __call__(self, recording: Recording, *key: int | str) -> Batch:
-        long = self.frames / self.rate
-        middle, audio = heard(recording, self.sound, long, *key, "time")
+        (low, high), audio = self.speed, None
         crops, first = [], None
         for i in range(self.count):
-            if i:
-                middle, _ = heard(recording, None, long, *key, "time", i)
-            found = clip(recording, middle - long / 2, self.frames, self.rate)
+            u = Draws(*key, "speed", i).uniform()[0].item()
+            rate = self.rate / (low * (high / low) ** u)
+            long, when = self.frames / rate, ("time", i) if i else ("time",)
+            middle, sound = heard(recording, None if i else self.sound, long, *key, *when)
+            audio = audio if i else sound
+            found = clip(recording, middle - long / 2, self.frames, rate)
             first = found if first is None else first
             crops.append(self.crop(recording.pictures(found.tolist()), Draws(*key, "box", i)))
         return entries(crops, first, audio)
 
     def __repr__(self) -> str:
-        rest = f"count={self.count}, crop={self.crop!r}, sound={self.sound!r}"
+        rest = f"count={self.count}, crop={self.crop!r}, sound={self.sound!r}, speed={self.speed}"
         return f"Clips(frames={self.frames}, rate={self.rate}, {rest})"
 
 
