@@ -177,8 +177,9 @@ def test_processes_equal_one(function):
             near(a, b, atol=1e-12)
 
 
-def test_pictures_show_what_is_taken_for_the_future():
-    made, batch = method(), clips()
+@pytest.mark.parametrize("among", ["batch", "clip"])
+def test_pictures_show_what_is_taken_for_the_future(among):
+    made, batch = method(among=among), clips()
     columns = made.pictures(batch)
     assert list(columns) == ["now", "2 later", "answer"]
     (x,) = batch["views"]
@@ -186,7 +187,8 @@ def test_pictures_show_what_is_taken_for_the_future():
     shown = [denormalize(clip).clamp(0, 1) for clip in x]
     for b in range(6):
         p = made.predict[1].weight @ made.past(z[b][None])[0, 2]
-        i, t = max(((i, t) for i in range(6) for t in range(5)), key=lambda at: float(p @ z[at]))
+        asked = [b] if among == "clip" else range(6)
+        i, t = max(((i, t) for i in asked for t in range(5)), key=lambda at: float(p @ z[at]))
         assert torch.equal(columns["now"][b], shown[b][2])
         assert torch.equal(columns["2 later"][b], shown[b][4])
         assert torch.equal(columns["answer"][b], shown[i][t])

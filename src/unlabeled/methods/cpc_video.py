@@ -12,9 +12,8 @@ has no experiment on video; what is followed is its recipe for sound: bilinear s
 unit length, no temperature. Ours: W_k starts small, or scores of wide features would be huge.
 
 Invariants: W_k = 0 costs log(candidates); predictions stay the same, bit for bit, when later frames
-change (without batch norm, which mixes frames); step k has B (T - k) terms. Traps: a context that
-sees its target; frames of a clip under crops of their own, which name the frame (one draw holds for
-a clip); the positive among drawn negatives; a recording twice in a batch.
+change (without batch norm, which mixes frames). Traps: a context that sees its target; frames under
+crops of their own, which name them; the positive among drawn negatives; a recording drawn twice.
 """
 
 from collections.abc import Sequence
@@ -73,17 +72,18 @@ class CPCVideo(Method):
     ) -> None:
         super().__init__(backbone, augment, optim)
         if steps < 1 or negatives < 0 or (chunk is not None and chunk < 1):
-            least = "steps and chunk must be at least 1, negatives 0"
-            raise ValueError(f"{least}, got {steps=}, {chunk=}, {negatives=}")
+            raise ValueError(
+                f"steps and chunk are at least 1, negatives 0, got {steps=}, {chunk=}, {negatives=}"
+            )
         if among == "clip" and negatives:
             raise ValueError(f"among=clip takes all frames of a clip: {negatives=} must be 0")
         self.among, self.negatives, self.chunk = among, negatives, chunk
         self.places = Places(self.feature_dim, side=side, widths=widths)
         self.past = Past(self.places.dim, context, dim=dim, blocks=blocks)
-        width = self.places.dim
-        self.predict = nn.ModuleList(nn.Linear(dim, width, bias=False) for _ in range(steps))
+        dims = dim, self.places.dim
+        self.predict = nn.ModuleList(nn.Linear(*dims, bias=False) for _ in range(steps))
         for weight in self.predict.parameters():
-            nn.init.normal_(weight, std=(dim * width) ** -0.5)
+            nn.init.normal_(weight, std=weight.numel() ** -0.5)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         features, z = self._embedded(batch)
@@ -102,10 +102,8 @@ class CPCVideo(Method):
 
     def _rivals(self, k: int, z: Tensor, own: Tensor, count: int) -> Tensor | None:
         """(Q, negatives) of `count` frames for each of Q terms, with replacement, never its own."""
-        if self.among == "clip":
-            return companions(own, z.shape[1])
-        if not self.negatives:
-            return None
+        if self.among == "clip" or not self.negatives:
+            return companions(own, z.shape[1]) if self.among == "clip" else None
         shape = (len(own) // len(z), self.negatives)
         drawn = self.draws(f"negatives {k}", len(z)).integers(count - 1, *shape)
         drawn = to(drawn, own.device).flatten(0, 1)
@@ -116,7 +114,11 @@ class CPCVideo(Method):
         steps, (clips,), (_, z) = len(self.predict), batch["views"], self._embedded(batch)
         p = self.predict[-1](self.past(z)[:, -1 - steps])
         shown = denormalize(clips).clamp(0, 1)
-        answered = shown.flatten(0, 1)[(p @ z.flatten(0, 1).T).argmax(1)]
+        scores = p @ z.flatten(0, 1).T
+        if self.among == "clip":
+            same = torch.eye(len(z), device=z.device).repeat_interleave(z.shape[1], 1)
+            scores = scores.masked_fill(same == 0, -torch.inf)
+        answered = shown.flatten(0, 1)[scores.argmax(1)]
         return {"now": shown[:, -1 - steps], f"{steps} later": shown[:, -1], "answer": answered}
 
     def _embedded(self, batch: Batch) -> tuple[Tensor, Tensor]:
