@@ -72,9 +72,7 @@ class CPCVideo(Method):
     ) -> None:
         super().__init__(backbone, augment, optim)
         if steps < 1 or negatives < 0 or (chunk is not None and chunk < 1):
-            raise ValueError(
-                f"steps and chunk are at least 1, negatives 0, got {steps=}, {chunk=}, {negatives=}"
-            )
+            raise ValueError(f"need 1 or more, negatives 0, got {steps=}, {chunk=}, {negatives=}")
         if among == "clip" and negatives:
             raise ValueError(f"among=clip takes all frames of a clip: {negatives=} must be 0")
         self.among, self.negatives, self.chunk = among, negatives, chunk
