@@ -103,6 +103,8 @@ def test_augmentations_of_sound_are_applied_in_turn():
     assert torch.equal(made(batch, Draws(0, rows=4))["views"][1], wanted)
     with pytest.raises(ValueError, match="spectrogram is null"):
         PictureSound([[]], None, masks=Masks())
+    bare = PictureSound([[]], None, masks=Masks(frequencies=0, times=0))
+    assert torch.equal(bare(batch, Draws(0, rows=4))["views"][1], batch["audio"])
 
 
 def test_what_cannot_be_is_refused():

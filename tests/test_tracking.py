@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import fields, replace
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from unlabeled.data.clips import Recordings
 from unlabeled.data.layouts import HeldOut
 from unlabeled.data.recordings import Kept, Memory
 from unlabeled.data.scenes_video import ScenesVideo
+from unlabeled.data.splits import parted
 from unlabeled.data.tracks import Tracked, TrackPair, Tracks, WithTracks
 from unlabeled.dist import rank, world_size
 from unlabeled.methods.tracking import Tracking
@@ -285,6 +287,23 @@ def test_parts_of_a_split_keep_their_tracks(tracked):
         assert torch.equal(a.pictures([0]), b.pictures([0]))
     assert torch.equal(part.take(torch.tensor([2])).recording(0).boxes, tracked.recording(3).boxes)
     assert part.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_groups_stay_together_beside_tracks(tracked):
+    assert tracked.groups is None
+
+    class Grouped(Memory):
+        groups = torch.tensor([0, 0, 1, 1, 2, 2])
+
+    whole = tracked.whole
+    split = replace(
+        tracked, whole=Grouped(**{f.name: getattr(whole, f.name) for f in fields(whole)})
+    )
+    for seed in range(5):
+        rest, chosen = parted(split, 0.34, seed)
+        groups = [set(split.groups[part].tolist()) for part in (rest, chosen)]
+        assert groups[0].isdisjoint(groups[1])
+        assert len(chosen) == 2
 
 
 def test_an_index_of_other_recordings_or_none_is_refused(tmp_path):

@@ -64,9 +64,14 @@ class Masks(nn.Module):
             raise ValueError(f"{least}, got {frequencies=}, {times=}, {count=}")
         self.frequencies, self.times, self.count = frequencies, times, count
 
+    @property
+    def widest(self) -> int:
+        """Of all masks; 0: nothing is hidden."""
+        return max(self.frequencies, self.times)
+
     def forward(self, s: Tensor, draws: Draws) -> Tensor:
         """(B, 1, bins, frames) of such."""
-        if not self.frequencies and not self.times:
+        if not self.widest:
             return s
         bands = self._hidden(s.shape[2], self.frequencies, draws.fork("frequencies"))
         spans = self._hidden(s.shape[3], self.times, draws.fork("times"))
@@ -105,7 +110,7 @@ class PictureSound(nn.Module):
         masks: Masks | None = None,
     ) -> None:
         super().__init__()
-        if masks is not None and spectrogram is None:
+        if masks is not None and masks.widest and spectrogram is None:
             raise ValueError("masks hide parts of a spectrogram, and spectrogram is null")
         self.pictures, self.spectrogram, self.gain = Views(chains, repeat), spectrogram, gain
         self.shift, self.masks = shift, masks

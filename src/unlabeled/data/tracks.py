@@ -106,6 +106,11 @@ class TrackedSplit:
         return self.whole.labels
 
     @property
+    def groups(self) -> Tensor | None:
+        """What stays together when the split is divided, see `splits.parted`."""
+        return getattr(self.whole, "groups", None)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return self.whole.classes
 
