@@ -1,8 +1,7 @@
 """Minutes of training on real images: every method learns something (marker `slow`).
 
 Each learns from 5 000 images of CIFAR-10 with its settings of conf/experiment/cifar10, only
-shorter. Pretext accuracies are those of the last epoch's training batches, which differ from
-the held-out one by little, as every epoch draws other crops, turns and orders.
+shorter. Pretext accuracies are those on test images, all others those of the last epoch's updates.
 """
 
 import csv
@@ -21,14 +20,14 @@ HOME = Path(os.environ.get("UNLABELED_DATA") or Path.home() / ".cache/unlabeled-
 METHODS = sorted(p.stem for p in (CONF / "experiment/cifar10").glob("*.yaml"))
 EPOCHS = {"rotation": 4, "pirl": 5}  # they see each image more than twice
 EPOCHS |= {"byol": 16}  # its first hundreds of updates lead away from a random network
-CHANCE = {"rotation": 1 / 4, "jigsaw": 1 / 100, "clusterfit": 1 / 50, "supervised": 1 / 10}
+CHANCE = {"rotation": 1 / 4, "jigsaw": 1 / 24, "clusterfit": 1 / 50, "supervised": 1 / 10}
 SOURCE = {  # what a method starts from, and the key that names it
     "clusterfit": ("simclr", "method.source.path"),
     "distillation": ("supervised", "method.teacher.path"),
 }
 EARLY = {"rotation", "jigsaw", "relative_position"}  # answers not about classes, that early
 EARLY |= {"diverse_colorization"}
-CHANCE |= {"cpc": 1 / 1152, "cpc_v2": 1 / 2048}  # patches of a batch
+CHANCE |= {"cpc": 1 / 1152, "cpc_v2": 1 / 1152}  # patches of a batch
 CHANCE |= {"relative_position": 1 / 8, "deepcluster": 1 / 50, "distillation": 1 / 10}
 OWN = {"clusterfit": ["method.clusters=50"], "deepcluster": ["method.clusters=50"]}
 
@@ -80,7 +79,8 @@ def test_learns(trained, method):
     gain = scores[name] - scores[f"baseline/random/{name}"]
     print(f"{method}: kNN {scores[name]:.3f}, gain over random initialisation {gain:+.3f}")
     if method in CHANCE:
-        accuracy = last_epoch(out, "train/accuracy")
+        side = "held_out" if method in PRETEXT else "train"
+        accuracy = last_epoch(out, f"{side}/accuracy")
         print(f"{method}: accuracy {accuracy:.3f}, by chance {CHANCE[method]:.3f}")
         assert accuracy > 1.5 * CHANCE[method]
     if method not in PRETEXT:

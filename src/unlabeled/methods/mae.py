@@ -11,7 +11,11 @@ The encoder sees a class token and the visible patches and computes nothing for 
 sees their tokens and a learned one for each masked patch. Predicting a patch's mean gives L = 1.
 
 From memory: sine-cosine positions and Glorot's initialisation in both networks; pixels are those of
-normalised views; the official code's variance has n - 1 for n, 768 there.
+normalised views; the official code's variance has n - 1 for n, 768 there. Invariants: visible
+patches cost nothing and get no gradient of the loss; the order in which patches are seen changes
+nothing; each image has as many masked patches. Traps: masks that the images of a batch share; mask
+tokens in the encoder; positions that are shuffled with the patches but not back; flat patches,
+whose deviation is zero.
 """
 
 from typing import Any, ClassVar, Literal, cast

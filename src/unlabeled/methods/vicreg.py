@@ -11,6 +11,11 @@ Bardes, Ponce and LeCun, ICLR 2022. https://arxiv.org/abs/2105.04906
 The official code halves the variance sum, v/2 + v'/2 (`halve_variance`); that factor is behind
 the published 73.2. From memory: equation 5 sums s over columns, while the paper's pseudo-code and
 the official code take the mean, which lambda = 25 is for, and which is taken here.
+
+Invariants (from memory): equal views cost nothing in s; a constant batch costs mu 2 (1 - 1e-2) and
+no covariance; columns of deviation 1 or more cost nothing in v; an orthogonal turn of both z leaves
+s. Traps: variance and covariance of one process's rows, not of the global batch; statistics in
+half precision; the mean over N where N - 1 is meant; a diagonal that counts in c.
 """
 
 import math
