@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unlabeled.dist import world_size
 from unlabeled.draws import Draws, to
-from unlabeled.parts.precision import full_precision
+from unlabeled.parts.precision import full_precision, raised
 
 LEAST = 4  # side of the smallest map
 FLOOR = 1e-4  # of variances along principal components, of fields in [-1, 1]
@@ -92,7 +92,7 @@ class ColorVAE(nn.Module):
         for block in self.down:
             field = block(field)
         mu, log_var = self.moments(field.flatten(1)).chunk(2, 1)
-        return mu.float(), log_var.float().clamp(-20, 20)
+        return raised(mu), raised(log_var).clamp(-20, 20)
 
     def decode(self, z: Tensor, light: Tensor) -> Tensor:
         """Fields (B, 2, S, S) of codes z and, with `grey_skips`, of the light (B, 1, S, S)."""

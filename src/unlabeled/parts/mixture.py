@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from unlabeled.parts.mlp import mlp
-from unlabeled.parts.precision import full_precision
+from unlabeled.parts.precision import full_precision, raised
 
 
 @full_precision
@@ -84,7 +84,7 @@ class MixtureHead(nn.Module):
         self.mixture = mlp(narrow * grid**2, width, components * (dim + 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.mixture(self.read(x)).float()
+        out = raised(self.mixture(self.read(x)))
         logits, mu = out.split([self.components, self.components * self.dim], 1)
         return logits.log_softmax(1), mu.view(-1, self.components, self.dim)
 

@@ -31,9 +31,14 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+def raised(x: Tensor) -> Tensor:
+    """Half-precision numbers as float32, others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def _raise(x: object) -> object:
-    if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16):
-        return x.float()
+    if isinstance(x, Tensor):
+        return raised(x)
     if isinstance(x, list | tuple):
         return [_raise(item) for item in x]
     return x
