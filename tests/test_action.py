@@ -15,6 +15,7 @@ from unlabeled.data.decode import Center, Crops
 from unlabeled.data.recordings import Memory
 from unlabeled.evaluate.action import Action
 from unlabeled.evaluate.contract import Subject
+from unlabeled.evaluate.pixels import Pixels
 
 KINDS = ("dark", "light")
 
@@ -86,7 +87,7 @@ def test_the_scores_of_clips_are_averaged():
     # by hand: softmax of each third, then the mean of them
     plan, here = action(), subject(Mean())
     head = nn.Linear(3, 2)
-    answers = plan._tested(nn.Sequential(here.backbone, head), here)
+    answers = plan._answers(nn.Sequential(here.backbone, head), here, "test")
     split = here.data._read().split("test")
     for i in range(2):
         pictures = [split.frames[i, t].float() / 255 for t in (5, 15, 25)]
@@ -110,6 +111,14 @@ def test_a_frozen_backbone_stays():
     network = Mean()
     action().tune(subject(network))
     assert not network.bias.any()
+
+
+@pytest.mark.parametrize("frames", [None, 4])
+def test_raw_pixels_are_classified(frames):
+    decode = Clips(frames=6, rate=10.0, crop=Square(size=8)) if frames else None  # not as tested
+    found = action(frames=frames, decode=decode, lr_trunk=[0.01]).tune(subject(Pixels()))
+    assert found.scores["finetune/top1"] == 1.0
+    assert found.details["finetune/top1"]["stage"] == "pixels"
 
 
 def test_official_splits_are_trained_apart_and_averaged():

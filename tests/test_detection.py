@@ -18,6 +18,7 @@ from unlabeled.evaluate.detection import Detection
 from unlabeled.evaluate.drawing import SIDE, palette, with_boxes
 from unlabeled.evaluate.iterations import Iterations, drawn
 from unlabeled.evaluate.objects import flipped
+from unlabeled.evaluate.pixels import PixelMaps, Pixels
 from unlabeled.evaluate.suite import evaluate
 from unlabeled.evaluate.trunk import cut, dilate, freeze_to, stages_of, still_norms
 from unlabeled.report import html
@@ -170,6 +171,38 @@ def test_backbones_without_stages_are_refused():
         stages_of(Net())
     with pytest.raises(ValueError, match=r"ResNet has no stages \['res5'\]"):
         detection().tune(subject(ResNet(depth=18, width=16, stem="small", last="res4")))
+
+
+def test_pixels_are_a_trunk_of_places_as_wide_as_a_resnets():
+    trunk, x = PixelMaps(), torch.randn(1, 3, 60, 64)
+    maps = trunk.stages(x)
+    stages = stages_of(trunk)
+    assert {name: stage.stride for name, stage in stages.items()} == {
+        **{"res2": 4, "res3": 8, "res4": 16, "res5": 32},
+    }
+    assert {name: tuple(m.shape) for name, m in maps.items()} == {
+        **{"res2": (1, 48, 16, 16), "res3": (1, 48, 8, 8)},
+        **{"res4": (1, 48, 4, 4), "res5": (1, 48, 2, 2)},
+    }
+    for name, stage in stages.items():
+        side = stage.stride
+        place = x[0, :, side % 60 : side % 60 + side, :side]  # in the second row, where there is
+        if side < 32:
+            cells = torch.nn.functional.adaptive_avg_pool2d(place, 4).flatten()
+            torch.testing.assert_close(maps[name][0, :, 1, 0], cells)
+    stage, passed = cut(trunk, "res4", "res5")
+    trunk.stages(x)
+    assert torch.equal(stage(passed.take()), maps["res5"])
+
+
+def test_raw_pixels_have_a_row(tmp_path):
+    given = {"backbone": small(), "data": Rectangles(), "out": tmp_path, "seed": 0}
+    scores = evaluate({"det": detection(freeze_at=2)}, **given, explicit=True)
+    assert scores.details["baseline/pixels/det/coco/AP50"]["stage"] == "pixels"
+    untrained = scores.details["det/coco/AP50"]["baselines"]["pixels"]
+    found = detection(steps=60, norm="frozen").tune(subject(Pixels())).scores["coco/AP50"]
+    assert found > untrained + 0.15  # colour tells the classes
+    detection(head="fpn", freeze_at=5).tune(subject(Pixels()))
 
 
 def test_boxes_are_flipped_with_their_image():

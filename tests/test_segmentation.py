@@ -116,6 +116,10 @@ def test_colours_are_learned(head, tmp_path):
     scores = evaluate(
         {"seg": plan}, backbone=small(), data=Painted(), out=tmp_path, seed=0, explicit=True
     )
+    raw = scores.details[f"baseline/pixels/seg/{head}/miou"]
+    assert raw["stage"] == "pixels"
+    assert scores.values[f"baseline/pixels/seg/{head}/miou"] > 0.3  # chance: 0.2, all background
+    assert "pixels" in scores.details[f"seg/{head}/miou"]["baselines"]
     assert scores.values[f"seg/{head}/miou"] > 0.7
     details = scores.details[f"seg/{head}/miou"]
     assert details["by_class"].keys() == {"background", "red", "green", "blue"}

@@ -13,7 +13,10 @@ from unlabeled.data.decode import Crops
 from unlabeled.draws import Draws, shuffled
 from unlabeled.evaluate.augmented import LinearAugmented
 from unlabeled.evaluate.contract import Subject
+from unlabeled.evaluate.few_labels import labelled
 from unlabeled.evaluate.finetune import FineTune
+from unlabeled.evaluate.pixel_heads import standardised
+from unlabeled.evaluate.pixels import Pixels
 from unlabeled.evaluate.store import images
 from unlabeled.evaluate.suite import evaluate
 from unlabeled.evaluate.tuning import Schedule, fit, optimizer
@@ -101,7 +104,8 @@ def test_finetuning_learns_and_leaves_the_backbone_of_others_alone(tmp_path):
     )
     assert all(map(torch.equal, before.values(), backbone.state_dict().values()))
     assert scores.values["finetune/100pct/top1"] > 0.9
-    assert set(scores.values) == {"finetune/100pct/top1", "baseline/random/finetune/100pct/top1"}
+    rows = {"", "baseline/random/", "baseline/pixels/"}
+    assert set(scores.values) == {f"{row}finetune/100pct/top1" for row in rows}
     details = scores.details["finetune/100pct/top1"]
     assert details["n"] == 60
     assert details["hyperparameters"]["labelled"] == 120
@@ -147,13 +151,43 @@ def test_learning_rates_are_chosen_on_held_out_training_images():
     assert other.details["100pct/top1"]["tried"] == details["tried"]
 
 
+def test_raw_pixels_are_classified_from_the_same_labels():
+    data = Labelled(noise=40)
+    plan = finetune(share=0.5, epochs=20)
+    found = plan.tune(subject(Pixels(), data))
+    details = found.details["50pct/top1"]
+    assert found.scores["50pct/top1"] > 0.7
+    assert details["stage"] == "pixels"
+    assert details["hyperparameters"]["labelled"] == 60
+    tried = {t["head"]: t["held_out_top1"] for t in details["tried"]}
+    assert set(tried) == {0.5, 0.05, 0.005}
+    assert tried[details["hyperparameters"]["lr_head"]] == max(tried.values())
+    wrong = copy.deepcopy(data)
+    wrong.y["train"] = wrong.y["train"][shuffled(120, "wrong")]
+    assert plan.tune(subject(Pixels(), wrong)).scores["50pct/top1"] < 0.6
+    few = finetune(share=0.03).tune(subject(Pixels(), data)).details["3pct/top1"]
+    assert few["selection"] == "none: a tenth of the learning rate that is given"
+    assert few["hyperparameters"]["lr_head"] == 0.05
+
+
+def test_pixels_are_standardised_on_training_crops():
+    data, rows = Labelled(), torch.arange(7, 40)
+    features = standardised(subject(Pixels(), data), rows, ONE, "key")
+    order = rows[shuffled(33, "key", "statistics")].tolist()
+    (batch,) = data.cut("train", [order], ONE, "key", "statistics")
+    z = features(images(batch["crops"][0], "cpu"))
+    assert z.shape == (33, 192)
+    torch.testing.assert_close(z.mean(0), torch.zeros(192), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(192), atol=1e-2, rtol=0)
+
+
 def test_few_labels_are_balanced_and_fixed_by_the_seed():
     data = Labelled(noise=5)
-    rows = finetune(share=0.1).labelled(data, 0)
+    rows = labelled(data, 0.1, None, 0)
     assert len(rows) == 12
     assert data.y["train"][rows].bincount().tolist() == [4, 4, 4]
-    assert torch.equal(rows, finetune(share=0.1).labelled(data, 0))
-    assert not torch.equal(rows, finetune(share=0.1).labelled(data, 1))
+    assert torch.equal(rows, labelled(data, 0.1, None, 0))
+    assert not torch.equal(rows, labelled(data, 0.1, None, 1))
     scores = finetune(share=0.1).tune(subject(Net(), data)).scores
     assert set(scores) == {"10pct/top1"}
 
@@ -161,11 +195,11 @@ def test_few_labels_are_balanced_and_fixed_by_the_seed():
 def test_published_lists_name_the_images(tmp_path):
     data, path = Labelled(), tmp_path / "1percent.txt"
     path.write_text("7.jpg\ntrain/c1/4.jpg\n")
-    assert finetune(list=str(path)).labelled(data, 0).tolist() == [4, 7]
+    assert labelled(data, 1.0, str(path), 0).tolist() == [4, 7]
     assert set(finetune(list=str(path)).tune(subject(Net(), data)).scores) == {"list/top1"}
     path.write_text("7.jpg\n999.jpg\n")
     with pytest.raises(ValueError, match=r"1percent.txt: 1 of 2 images .* e.g. 999.jpg"):
-        finetune(list=str(path)).labelled(data, 0)
+        labelled(data, 1.0, str(path), 0)
     assert "no list of images" in finetune(list=str(tmp_path / "none")).obstacle(data)
     assert finetune().obstacle(data) is None
 

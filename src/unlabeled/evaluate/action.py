@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlabeled.evaluate.contract import Data, Result, Subject
 from unlabeled.evaluate.finetune import FineTune
@@ -103,15 +103,18 @@ class Action(FineTune):
             found[number] = super().tune(replace(subject, backbone=own, data=data, features={}))
         return together(found, subject.seed, "action", "bootstrap")
 
-    def _tested(self, network: nn.Module, subject: Subject) -> Tensor:
-        parts = torch.arange(subject.data.size("test")).split(32)
-        scan = subject.data.cut("test", [p.tolist() for p in parts], self.test_decode, "plain")
+    def _answers(
+        self, network: Any, subject: Subject, split: str, rows: Tensor | None = None
+    ) -> Tensor:
+        rows = torch.arange(subject.data.size(split)) if rows is None else rows
+        parts = rows.split(32)
+        scan = subject.data.cut(split, [p.tolist() for p in parts], self.test_decode, "plain")
         found = []
         with torch.no_grad():
             for i, batch in enumerate(scan):
                 clips = [network(images(x, subject.device)) for x in batch["crops"]]
                 found.append(torch.stack(clips).float().softmax(-1).mean(0).cpu())
-                subject.progress("test recordings", i + 1, len(parts))
+                subject.progress(f"{split} recordings", i + 1, len(parts))
         return torch.cat(found)
 
     def _name(self) -> str:

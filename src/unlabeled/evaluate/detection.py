@@ -14,7 +14,8 @@ from unlabeled.evaluate.faster_rcnn import Detector, Sides, faster_rcnn
 from unlabeled.evaluate.frozen import same_everywhere
 from unlabeled.evaluate.iterations import Iterations, Place, seeded, train
 from unlabeled.evaluate.objects import Example, detect, drawn, flipped, reader, sheet
-from unlabeled.evaluate.trunk import freeze_to, stages_of, still_norms, synchronised
+from unlabeled.evaluate.pixels import Pixels
+from unlabeled.evaluate.trunk import freeze_to, stages_of, still_norms, synchronised, with_maps
 
 CALLED = {"coco": "COCO", "voc07": "VOC2007's 11 recalls, as Detectron2 averages it"}
 
@@ -61,6 +62,7 @@ class Detection:
     splits = frozenset({"train", "test"})
     trains = True
     needs_labels = False
+    reads_pixels = True
 
     def __init__(
         self,
@@ -162,6 +164,7 @@ class Detection:
         chosen = subset(None, count, min(self.shown, count), *key, "shown").tolist()
         read = reader(data, "test")
         pictures = [drawn(read(i), found[i], data.classes) for i in chosen]
+        raw = {"stage": "pixels"} if isinstance(subject.backbone, Pixels) else {}
         scores: dict[str, float] = {}
         details: dict[str, dict[str, Any]] = {}
         for rule in RECALLS:
@@ -171,6 +174,7 @@ class Detection:
                 scores[f"{rule}/{kind}"] = value
                 details[f"{rule}/{kind}"] = {
                     **self._details(rule),
+                    **raw,
                     "ci95": list(bounds[kind]),
                     "n": count,
                     "updates": done,
@@ -183,7 +187,8 @@ class Detection:
 
     def _model(self, subject: Subject) -> tuple[nn.Module, int]:
         """The detector, and how many updates it was trained for."""
-        backbone, device, key = subject.backbone, subject.device, (subject.seed, "detection")
+        device, key = subject.device, (subject.seed, "detection")
+        backbone = with_maps(subject.backbone).to(device)
         stages = stages_of(backbone)
         same_everywhere(synchronised(backbone))
         freeze_to(backbone, self.freeze_at)

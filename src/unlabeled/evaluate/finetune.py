@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.draws import seed_of, subset
+from unlabeled.draws import seed_of
+from unlabeled.evaluate import pixel_heads
 from unlabeled.evaluate.accuracy import label_rank, tops
 from unlabeled.evaluate.contract import Data, Result, Subject
+from unlabeled.evaluate.few_labels import labelled
+from unlabeled.evaluate.pixels import Pixels
 from unlabeled.evaluate.tuning import (
     Decode,
     Schedule,
@@ -38,6 +41,8 @@ class FineTune:
     several are given, the best pair on a held-out part of the training images is trained again on
     all of them; the test set is read once, after the last epoch.
 
+    Raw pixels have no weights to tune: their row is of a linear classifier that is trained alike.
+
     Args:
         decode: gives the random crop of a training image; it is flipped with probability 1/2.
         lr_trunk: learning rates of the backbone to try; 0 keeps its weights.
@@ -62,6 +67,7 @@ class FineTune:
 
     splits = frozenset({"train", "test"})
     trains = True
+    reads_pixels = True
 
     def __init__(
         self,
@@ -120,26 +126,37 @@ class FineTune:
         """Trains the subject on its labels, and scores it on the test set."""
         labels, data = subject.data.labels("train"), subject.data
         classes = max(len(data.classes), int(labels.max()) + 1)
-        rows = self.labelled(data, subject.seed)
-        tried, best = [], self.rates[0]
-        if len(self.rates) > 1:
-            held = torch.isin(rows, data.selection()[1])
-            if not held.any() or held.all():
-                raise ValueError(
-                    f"of the {len(rows)} labelled images none are left to choose a learning rate "
-                    "on: give one value each for lr_trunk and lr_head, or a larger share"
-                )
-            fits, chosen_on = rows[~held], rows[held]
-            for rates in self.rates:
-                copied = copy.deepcopy(subject.backbone)
-                network = self._train(copied, subject, fits, rates, classes)
-                scores = predictions(network, subject, "train", chosen_on)
+        rows = labelled(data, self.share, self.list, subject.seed)
+        raw = isinstance(subject.backbone, Pixels)
+        every = self.rates
+        if raw:
+            every = [Rates(0.0, lr) for lr in pixel_heads.rates([r.head for r in self.rates])]
+        tried, best = [], every[len(every) // 2 if raw else 0]
+        held = torch.isin(rows, data.selection()[1])
+        enough = bool(held.any()) and not held.all()
+        if len(self.rates) > 1 and not enough:
+            raise ValueError(
+                f"of the {len(rows)} labelled images none are left to choose a learning rate "
+                "on: give one value each for lr_trunk and lr_head, or a larger share"
+            )
+        if len(every) > 1 and enough:
+            chosen_on = rows[held]
+            networks = self._networks(subject, rows[~held], every, classes)
+            for rates, network in zip(every, networks, strict=True):
+                scores = self._answers(network, subject, "train", chosen_on)
                 right = label_rank(scores, labels[chosen_on]) == 0
                 tried.append({**rates._asdict(), "held_out_top1": right.double().mean().item()})
-            best = self.rates[max(range(len(tried)), key=lambda i: tried[i]["held_out_top1"])]
-        network = self._train(subject.backbone, subject, rows, best, classes)
-        ranks = label_rank(self._tested(network, subject), data.labels("test"))
+            best = every[max(range(len(tried)), key=lambda i: tried[i]["held_out_top1"])]
+        (network,) = self._networks(subject, rows, [best], classes)
+        ranks = label_rank(self._answers(network, subject, "test"), data.labels("test"))
         details = self._details(best, tried, len(rows))
+        if raw:
+            details |= {
+                "protocol": "linear classifier of raw pixels, trained as the network",
+                "stage": "pixels",
+            }
+            if not tried:
+                details["selection"] = "none: a tenth of the learning rate that is given"
         right = {f"{self._name()}/{kind}": x for kind, x in tops(ranks, classes).items()}
         return Result(
             {name: x.double().mean().item() for name, x in right.items()},
@@ -147,29 +164,25 @@ class FineTune:
             right,
         )
 
-    def labelled(self, data: Any, seed: int) -> Tensor:
-        """Positions of the training images whose labels may be read, sorted.
+    def _networks(
+        self, subject: Subject, rows: Tensor, every: Sequence[Rates], classes: int
+    ) -> Iterator[Callable[[Tensor], Tensor]]:
+        """A network for each pair of learning rates, in eval mode; of pixels, from one training.
 
-        Raises:
-            ValueError: the list names an image that is not there, or none.
+        Where there are several, the subject's own backbone is left as it was.
         """
-        n, labels = data.size("train"), data.labels("train")
-        if self.list is None:
-            if self.share == 1:
-                return torch.arange(n)
-            count = max(1, round(self.share * n))
-            return subset(labels.tolist(), n, count, seed, "labelled")
-        wanted = Path(self.list).expanduser().read_text().split()
-        place = {data.path("train", i): i for i in range(n)}
-        place |= {path.rpartition("/")[2]: i for path, i in place.items()}
-        if missing := [name for name in wanted if name not in place]:
-            raise ValueError(
-                f"{self.list}: {len(missing)} of {len(wanted)} images are not among the training "
-                f"images, e.g. {missing[0]}"
-            )
-        if not wanted:
-            raise ValueError(f"{self.list} names no image")
-        return torch.tensor(sorted({place[name] for name in wanted}))
+        if not isinstance(subject.backbone, Pixels):
+            for rates in every:
+                alone = len(every) == 1
+                backbone = subject.backbone if alone else copy.deepcopy(subject.backbone)
+                yield self._train(backbone, subject, rows, rates, classes)
+            return
+        key = (subject.seed, "finetune")
+        features = pixel_heads.standardised(subject, rows, self.decode, *key)
+        made = pixel_heads.Classifiers(features, classes, len(every), *key, "head")
+        groups = made.groups([rates.head for rates in every], self.weight_decay)
+        self._fit(made.loss, groups, subject, rows)
+        yield from (made.alone(i) for i in range(len(every)))
 
     def _train(
         self, backbone: nn.Module, subject: Subject, rows: Tensor, rates: Rates, classes: int
@@ -189,21 +202,23 @@ class FineTune:
             for part, lr in ((backbone, rates.trunk), (head, rates.head))
             if lr > 0
         ]
-        fit(
-            lambda x, y: F.cross_entropy(network(x).float(), y, reduction="sum"),
-            optimizer(self.optimizer, groups, momentum=self.momentum, nesterov=self.nesterov),
-            subject,
-            rows,
-            self.schedule,
-            self.decode,
-            *(subject.seed, "finetune"),
-            bf16=self.bf16,
-        )
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(network(x).float(), y, reduction="sum")
+
+        self._fit(loss, groups, subject, rows)
         return network.eval()
 
-    def _tested(self, network: nn.Module, subject: Subject) -> Tensor:
-        """Scores (n, classes) of the test set."""
-        return predictions(network, subject, "test")
+    def _fit(self, loss: Any, groups: list[Any], subject: Subject, rows: Tensor) -> None:
+        made = optimizer(self.optimizer, groups, momentum=self.momentum, nesterov=self.nesterov)
+        key = (subject.seed, "finetune")
+        fit(loss, made, subject, rows, self.schedule, self.decode, *key, bf16=self.bf16)
+
+    def _answers(
+        self, network: Any, subject: Subject, split: str, rows: Tensor | None = None
+    ) -> Tensor:
+        """Scores (n, classes) of images at positions `rows`, or of the split."""
+        return predictions(network, subject, split, rows)
 
     def _name(self) -> str:
         return "list" if self.list else f"{100 * self.share:g}pct"

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from unlabeled.batch import denormalize
 from unlabeled.spectrogram import LogSpectrogram
 
+CELLS = 4  # along each side of a place of `PixelMaps`
+
 
 class Pixels(nn.Module):
     """An image's values in [0, 1], or all of a clip's, as features; of at most 32 x 32 pixels.
@@ -57,3 +59,31 @@ class Pixels(nn.Module):
 
     def extra_repr(self) -> str:
         return f"side={self.side}"
+
+
+class PixelMaps(nn.Module):
+    """Pixels where detectors and segmenters expect a backbone's stages: maps res2 to res5.
+
+    A place of a map is the 4 x 4 averages of the pixels that it stands for, 48 channels; places
+    are 4, 8, 16 and 32 pixels wide, as a ResNet's. Images are continued to whole places.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.res2 = nn.PixelUnshuffle(CELLS)
+        self.res3, self.res4, self.res5 = _Coarser(), _Coarser(), _Coarser()
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, h, w) to maps (B, 48, h / 4, w / 4) ... (B, 48, h / 32, w / 32)."""
+        height, width = (-side % 32 for side in x.shape[-2:])
+        maps, found = F.pad(x, (0, width, 0, height), mode="replicate"), {}
+        for name in ("res2", "res3", "res4", "res5"):
+            maps = found[name] = self.get_submodule(name)(maps)
+        return found
+
+
+class _Coarser(nn.Module):
+    """Places of twice the width: (B, 48, h, w) to (B, 48, h / 2, w / 2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(F.avg_pool2d(F.pixel_shuffle(x, CELLS), 2), CELLS)

@@ -15,8 +15,9 @@ from unlabeled.evaluate.drawing import coloured, picture
 from unlabeled.evaluate.frozen import checksum, same_everywhere
 from unlabeled.evaluate.iterations import Iterations, Place, seeded, train
 from unlabeled.evaluate.overlap import accuracy, by_class, counts, intervals, mean_iou
+from unlabeled.evaluate.pixels import Pixels
 from unlabeled.evaluate.segmenter import Example, Segmenter, answers, cut, head_of, reader
-from unlabeled.evaluate.trunk import dilate, last_stage, still_norms, synchronised
+from unlabeled.evaluate.trunk import dilate, last_stage, still_norms, synchronised, with_maps
 from unlabeled.truth import UNKNOWN
 
 
@@ -56,6 +57,7 @@ class Segmentation:
     splits = frozenset({"train", "test"})
     trains = True
     needs_labels = False
+    reads_pixels = True
 
     def __init__(
         self,
@@ -145,6 +147,7 @@ class Segmentation:
         iou = by_class(total)
         details = {
             **self._details(stage),
+            **({"stage": "pixels"} if isinstance(subject.backbone, Pixels) else {}),
             "n": count,
             "updates": done,
             "absent": [names[c] for c in iou.isnan().nonzero().flatten()],
@@ -163,11 +166,16 @@ class Segmentation:
 
     def _network(self, subject: Subject) -> tuple[Segmenter, str]:
         """Backbone and head, and the stage that the head reads."""
-        backbone, device, key = subject.backbone, subject.device, (subject.seed, "segmentation")
+        device, key = subject.device, (subject.seed, "segmentation")
+        backbone, raw = with_maps(subject.backbone), isinstance(subject.backbone, Pixels)
         same_everywhere(backbone)
-        if self.dilate:
+        if self.dilate and not raw:
             dilate(backbone)
         stage, channels = last_stage(backbone)
+        if self.dilate and raw:
+            stage = (
+                "res4"  # places of a dilated res5 are no wider, and pixels have as many channels
+            )
         classes = 1 + len(subject.data.classes)
         with seeded(device, *key, "layers"):
             head = head_of(self.head, channels, classes, self.holes)

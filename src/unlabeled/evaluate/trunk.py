@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlabeled.dist import SyncBatchNorm, world_size
+from unlabeled.evaluate.pixels import PixelMaps, Pixels
 from unlabeled.evaluate.tuning import norm_layers
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -48,7 +49,7 @@ def _trial(backbone: nn.Module) -> Iterator[Tensor]:
     """A small image, while the backbone is in evaluation mode."""
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
-    device = next(backbone.parameters()).device
+    device = next((p.device for p in backbone.parameters()), "cpu")  # raw pixels have none
     try:
         yield torch.linspace(-1, 1, 3 * SIDE * SIDE, device=device).view(1, 3, SIDE, SIDE)
     finally:
@@ -72,6 +73,11 @@ def stages_of(backbone: nn.Module) -> dict[str, Stage]:
             "or a RegNet"
         )
     return {s: Stage(maps[s].shape[1], round(SIDE / maps[s].shape[-1])) for s in STAGES}
+
+
+def with_maps(backbone: nn.Module) -> nn.Module:
+    """The backbone; of the raw-pixel baseline, pixels as a detector or a segmenter reads them."""
+    return PixelMaps() if isinstance(backbone, Pixels) else backbone
 
 
 def last_stage(backbone: nn.Module) -> tuple[str, int]:
@@ -144,7 +150,7 @@ def freeze_to(backbone: nn.Module, count: int) -> None:
     named = dict(backbone.named_parameters())
     for p in named.values():
         p.requires_grad_(True)
-    if not count:
+    if not count or not named:
         return
     with _trial(backbone) as x, torch.enable_grad():
         maps: dict[str, Tensor] = backbone.stages(x)  # type: ignore[operator]

@@ -1,0 +1,39 @@
+"""Which training images' labels an evaluation may read."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlabeled.draws import subset
+
+
+def labelled(data: Any, share: float, list: str | None, seed: int) -> Tensor:
+    """Positions of training images, sorted: those on a list, or a share, balanced over classes.
+
+    Args:
+        data: the data module.
+        share: of the training images, where there is no list.
+        list: a text file of file names, or paths.
+        seed: fixes the share.
+
+    Raises:
+        ValueError: the list names an image that is not there, or none.
+    """
+    n, labels = data.size("train"), data.labels("train")
+    if list is None:
+        if share == 1:
+            return torch.arange(n)
+        return subset(labels.tolist(), n, max(1, round(share * n)), seed, "labelled")
+    wanted = Path(list).expanduser().read_text().split()
+    place = {data.path("train", i): i for i in range(n)}
+    place |= {path.rpartition("/")[2]: i for path, i in place.items()}
+    if missing := [name for name in wanted if name not in place]:
+        raise ValueError(
+            f"{list}: {len(missing)} of {len(wanted)} images are not among the training "
+            f"images, e.g. {missing[0]}"
+        )
+    if not wanted:
+        raise ValueError(f"{list} names no image")
+    return torch.tensor(sorted({place[name] for name in wanted}))
