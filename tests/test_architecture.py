@@ -44,7 +44,7 @@ MAY_IMPORT = {
         *("batch", "dist", "draws", "lars", "optim", "parts", "backbones", "spectrogram", "truth"),
     },
     "callbacks": {
-        "redact",
+        *("redact", "backbones"),
         *("batch", "checkpoints", "dist", "draws", "fsdp", "parts", "evaluate", "shown", "slurm"),
     },
     "report": {"batch", "dist", "parts", "evaluate", "shown"},

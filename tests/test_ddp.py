@@ -17,6 +17,7 @@ from processes import mean, on_processes
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from unlabeled.callbacks.chunks import Chunks
 from unlabeled.dist import SyncBatchNorm, rank, world_size
 from unlabeled.parts.color_vae import ColorVAE
 from unlabeled.parts.frozen import Frozen
@@ -64,6 +65,7 @@ OWN_FILES = (  # one of each file in methods/
     *("denoising_autoencoder", "distillation", "inpainting", "inpainting_adversarial"),
     *("moco", "npid", "odd_one_out", "pirl", "shuffle_and_learn", "simclr", "simsiam", "swav"),
     *("tracking", "vicreg", "videomae"),
+    "moco in chunks",  # against one process that has none
 )
 ACROSS = ("clusterfit", "deepcluster_v2", "moco", "npid", "simclr")  # by what they exchange
 OTHERS = (
@@ -110,6 +112,8 @@ def synced(method):
 
 def trained(name, source, teacher):
     """Losses of a run of this process and those beside it, and what it ends with."""
+    name, _, divided = name.partition(" ")
+    chunks = [Chunks(rows=5)] if divided and world_size() > 1 else []
     needs = {
         "clusterfit": [f"method.source.path={source}"],
         "distillation": [f"method.teacher.path={teacher}"],
@@ -125,7 +129,7 @@ def trained(name, source, teacher):
     trainer = instantiate(
         cfg.trainer,
         precision="64-true",
-        callbacks=[losses],
+        callbacks=[losses, *chunks],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from unlabeled.backbones import load
 from unlabeled.callbacks.checkpoint import Checkpoint
+from unlabeled.callbacks.chunks import Chunks
 from unlabeled.dist import local, rank, world_size
 
 pytestmark = [pytest.mark.ddp, pytest.mark.xdist_group("ddp")]
@@ -34,7 +35,7 @@ def composed(name, *more):
         return compose("train", overrides=[*lines, *RUN, *more])
 
 
-def trained(folder, name, *more, resume=None):
+def trained(folder, name, *more, resume=None, chunks=()):
     """Losses of a run of this process and those beside it, its weights, and what lies in memory."""
     sharded = world_size() > 1
     if sharded:
@@ -50,7 +51,7 @@ def trained(folder, name, *more, resume=None):
         plugins=[DoublePrecision()],  # no rounding for an error to hide behind
         max_epochs=2,
         limit_train_batches=2,
-        callbacks=[losses, Checkpoint(folder=str(folder))],
+        callbacks=[losses, Checkpoint(folder=str(folder)), *chunks],
         logger=False,
         enable_progress_bar=False,
         default_root_dir=str(folder),
@@ -86,10 +87,14 @@ CLOSE = {"rtol": 1e-6, "atol": 1e-7}
 
 
 def a_life(folder):
-    """Two epochs at once; and the second by who resumes from a checkpoint of either kind."""
+    """Two epochs at once; and the second by who resumes from a checkpoint of either kind.
+
+    One of them computes in chunks, too.
+    """
     found = trained(folder / "two", "seer")
     trained(folder / "resumed", "seer", resume=folder / "two/last-1.ckpt")
-    trained(folder / "taken_over", "seer", resume=folder / "one/last-1.ckpt")
+    whole = folder / "one/last-1.ckpt"
+    trained(folder / "taken_over", "seer", resume=whole, chunks=[Chunks(rows=5)])
     return found
 
 

@@ -3,9 +3,10 @@
 Memory falls from all activations to the inputs of the blocks, for a third more computation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +40,23 @@ def through(blocks: nn.Sequential, x: Tensor, *, recompute: bool) -> Tensor:
     if not (recompute and torch.is_grad_enabled()):
         return blocks(x)
     for block in blocks:
-        contexts = partial(_contexts, block)
-        x = checkpoint(  # type: ignore[assignment]
-            block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-        )
+        x = again(block, block, x, random=False)
     return x
+
+
+def again(module: nn.Module, compute: Callable[..., Any], *given: Any, random: bool) -> Any:
+    """compute(*given), of which the backward pass keeps the inputs and computes the rest again.
+
+    Args:
+        module: whose buffers move in the forward pass alone.
+        compute: of this module.
+        given: what it is called with.
+        random: it may draw from torch's global generators, whose state is then kept too.
+    """
+    contexts = partial(_contexts, module)
+    return checkpoint(
+        compute, *given, use_reentrant=False, preserve_rng_state=random, context_fn=contexts
+    )
 
 
 def _contexts(
