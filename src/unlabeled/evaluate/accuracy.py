@@ -1,4 +1,7 @@
-"""Accuracy image by image, so that an interval can be had of it."""
+"""Accuracy image by image, so that an interval can be had of it.
+
+Not torchmetrics': many heads answer at once, and scores that are NaN must count as wrong.
+"""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,7 @@
-"""Average precision under the three definitions in use, and intervals of its mean."""
+"""Average precision under the three definitions in use, and intervals of its mean.
+
+torchmetrics has the first definition only, and no weights, which is what resamples are.
+"""
 
 from collections.abc import Mapping
 
