@@ -271,7 +271,7 @@ def reader(tmp_path_factory):
     """Where a reader might stand: photos, tiny data sets, and a demo that was run."""
     here = tmp_path_factory.mktemp("reader")
     rng = np.random.default_rng(0)
-    for folder, count in (("photos", 24), ("data/cifar10/train", 16), ("data/cifar10/test", 4)):
+    for folder, count in (("photos", 24), ("data/cifar10/train", 24), ("data/cifar10/test", 4)):
         for kind in ("cat", "dog"):
             (here / folder / kind).mkdir(parents=True)
             for i in range(count):

@@ -63,3 +63,13 @@ def _at(cfg, key):
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_nothing_is_chosen_by_test_images(path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    metric = yaml.safe_load(path.read_text())["metric"]["name"]
+    command = next(commands(path))[2:]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        layout = compose("train", overrides=command).data.layout
+    assert metric.startswith("online/") or layout["_target_"].endswith(".HeldOut")
