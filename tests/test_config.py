@@ -405,6 +405,8 @@ def rounds():
             groups.setdefault(group, []).append(f"{PLACES.get(group, group)}={option}")
     for group in ("method", "experiment"):
         yield from ([line] for line in groups.pop(group, []))
+    tasks = [line.partition("=")[2] for line in groups.pop("task")]
+    yield ["method=multitask", f"task@method.tasks=[{','.join(tasks)}]", "backbone=vit_small"]
     for lines in itertools.zip_longest(*groups.values()):
         yield [line for line in lines if line]
 
@@ -418,6 +420,14 @@ def test_every_file_of_the_tree_composes_and_passes_the_check(lines):
         values = [f"{key}={GIVEN_BY_USER[key][0]}" for key in given]
         found = overrides.mistakes(CONF, "train", [*lines, *values])
     assert found == []
+
+
+def test_slips_in_a_set_of_tasks_are_found():
+    lines = ["method=multitask", "task@method.tasks=[rotation,jigsw]", "method.tasks.jigsaw.din=8"]
+    assert overrides.mistakes(CONF, "train", lines) == [
+        "`task@method.tasks=[rotation,jigsw]`: did you mean `task@method.tasks=[rotation,jigsaw]`?",
+        "`din`: did you mean `dim`? (`method.tasks.jigsaw.din`)",
+    ]
 
 
 def test_the_tree_finds_a_slip_of_the_pen():

@@ -121,8 +121,18 @@ def trained(name, source, teacher):
     other = name in ("mae", "videomae") or OWN.get(name) is BOTH  # a backbone without this choice
     run = [x for x in RUN if not (other and x.startswith("backbone.norm"))]
     lines = [*small(name), *needs.get(name, []), *run, *OWN.get(name, [])]
+    found = run_of(lines)
+    still = found.pop("still")
+    assert still == STILL.get(name, []), f"{name}: {still}"
+    return found
+
+
+def run_of(lines):
+    """Losses of a small run with these overrides, weights at its end, and what did not move."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=lines)
+    if world_size() > 1:
+        os.environ["LOCAL_RANK"] = str(rank())  # so that Lightning starts no processes of its own
     shared = {"strategy": "ddp", "devices": world_size()} if world_size() > 1 else {}
     pl.seed_everything(cfg.seed, verbose=False)
     method, data, losses = synced(instantiate(cfg.method)), instantiate(cfg.data), Losses()
@@ -145,13 +155,11 @@ def trained(name, source, teacher):
     finally:
         hook.remove()
     still = [k for k, v in method.backbone.state_dict().items() if torch.equal(v, first[k])]
-    assert still == STILL.get(name, []), f"{name}: {still}"
-    return {"losses": mean(torch.stack(losses.found)), "state": dict(method.state_dict())}
+    found = {"losses": mean(torch.stack(losses.found)), "state": dict(method.state_dict())}
+    return {**found, "still": still}
 
 
 def all_trained(names, source, teacher):
-    if world_size() > 1:
-        os.environ["LOCAL_RANK"] = str(rank())  # so that Lightning starts no processes of its own
     return {name: trained(name, source, teacher) for name in names}
 
 

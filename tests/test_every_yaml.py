@@ -84,6 +84,7 @@ METHOD = {
         *("method.outputs=8", "method.hidden=16", "method.bottleneck=8", "method.drop_path=0"),
     ],
     "distillation": ["method.teacher.path=TEACHER"],
+    "diverse_colorization": ["method.vae.size=16", "method.vae.width=8", "method.vae.dim=8"],
     "jigsaw": [*SMALL_CROPS["jigsaw"], *SMALL_TILES["jigsaw"], "method.dim=8"],
     "mae": ["backbone=vit_tiny_small_image", "method.dim=16", "method.depth=1", "method.heads=2"],
     "moco": ["method.queue=16"],
@@ -115,6 +116,13 @@ METHOD["multitask"] = [
     *(*SMALL_CROPS["multitask"], "method.tasks.relative_position.augment.cut.size=8"),
     *("method.tasks.relative_position.hidden=[8]", "method.tasks.colorization.width=8"),
 ]
+TASK = {  # where a task is cut and augmented otherwise than the method
+    "relative_position": [
+        *SMALL_CROPS["multitask"],
+        "method.tasks.relative_position.augment.cut.size=8",
+        "method.tasks.relative_position.hidden=[8]",
+    ]
+}
 METHOD["pirl_mlp"] = METHOD["pirl_jigsaw_rotation"] = METHOD["pirl"]
 WITH_CELLS = [*SMALL_CROPS["jigsaw"], "method.augment.cut.size=8", "method.hidden=[8]"]
 OTHERWISE = {
@@ -174,6 +182,7 @@ AUGMENT = {  # the method that takes it, where it is not one of two views
 }
 DECODE = {
     "relative_position": "relative_position",
+    "relative_position_cells": "relative_position",
     "center": "supervised",
     "one": "supervised",
     "jigsaw": "jigsaw",
@@ -350,6 +359,12 @@ def on_images(name: str) -> list[str]:
     if group == "method":
         small = [s for s in SMALLEST if s != "backbone.width=16" or option not in OTHER_BACKBONE]
         return [*small, *chosen(option)]
+    if group == "task":
+        small = [s for s in SMALLEST if s != "backbone.width=16" or option not in OTHER_BACKBONE]
+        own = [line for line in METHOD.get(option, []) if not line.startswith("decode.count")]
+        own = [line.replace("method.", f"method.tasks.{option}.") for line in own]
+        own = [line.replace("decode.", f"decode.tasks.{option}.", 1) for line in own]
+        return [*small, "method=multitask", f"task@method.tasks=[{option}]", *TASK.get(option, own)]
     if group == "augment":
         method = AUGMENT.get(option, "simclr")
         small = OTHERWISE.get(option, METHOD.get(method, []))
@@ -556,7 +571,7 @@ def test_the_exceptions_exist():
     assert {f"decode/{option}" for option in DECODE} == {f for f in FILES if f[:7] == "decode/"}
     assert groups <= {
         *("augment", "backbone", "callbacks", "data", "decode", "eval", "evals"),
-        *("experiment", "hydra", "logger", "method", "optim", "trainer"),
+        *("experiment", "hydra", "logger", "method", "optim", "task", "trainer"),
     }, "a new group: say in `overrides` how one of its files is swapped into a run"
 
 

@@ -481,7 +481,9 @@ def test_two_optimizers_share_a_recipe_and_no_parameter():
     recipe = Optim(
         lambda groups: torch.optim.SGD(groups), lr=0.1, scaling="none", norm_bias_lr=0.01
     )
-    first, second = Turns(recipe, "d", 10.0)(module, batch_size=8, steps=4, steps_per_epoch=2)
+    first, second = Turns(recipe, {"d": 1.0}, factor=10.0)(
+        module, batch_size=8, steps=4, steps_per_epoch=2
+    )
     held = [
         {p for g in made["optimizer"].param_groups for p in g["params"]} for made in (first, second)
     ]

@@ -1,15 +1,20 @@
 """Multi-task: what a batch trains and leaves alone, whose it is, and equality with one task."""
 
+import inspect
 from functools import partial
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import small
+from conftest import CONF, SMALL, small
+from hydra._internal.utils import _locate
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from processes import on_processes
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from test_ddp import RUN, run_of
+from test_methods import saved
 from test_sampler import tree  # noqa: F401 (a fixture)
 from torch import nn
 
@@ -27,7 +32,7 @@ from unlabeled.draws import Draws
 from unlabeled.method import Method
 from unlabeled.methods.multitask import MultiTask
 from unlabeled.methods.rotation import Rotation
-from unlabeled.parts.by_task import ByTask, Grey
+from unlabeled.parts.by_task import ByTask, Grey, the_order
 from unlabeled.parts.task_norm import TaskNorms
 
 PLAIN = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -81,13 +86,13 @@ class Steps(pl.Callback):
         self.seen = []
 
     def snapshot(self, trainer, method):
-        (optimizer,) = trainer.optimizers
         found = {"trunk": state(method.backbone)}
         for name, task in method.tasks.items():
             found[name] = state(task)
             for key, p in task.named_parameters():
-                for what, x in optimizer.state.get(p, {}).items():
-                    found[name][f"{key} {what}"] = torch.as_tensor(x).clone()
+                for optimizer in trainer.optimizers:
+                    for what, x in optimizer.state.get(p, {}).items():
+                        found[name][f"{key} {what}"] = torch.as_tensor(x).clone()
         return found
 
     def on_train_batch_start(self, trainer, method, batch, batch_idx):
@@ -264,6 +269,203 @@ def test_tasks_know_the_run(pair, compose, tmp_path):
     terms = method.loss(batch)
     ratio = terms["jigsaw/first"] / task.head(method.seen["features"]).mean()
     assert ratio.item() == pytest.approx(3.0, rel=1e-4)
+
+
+# Any set of tasks
+
+SMALL_TASKS = {  # what makes a task small, below method.tasks.NAME, and its crops
+    "relative_position": (["hidden=[8]", "augment.cut.size=8"], ["size=27"]),
+    "rotation": ([], []),
+    "colorization": (["width=8", "grey=null"], []),
+    "diverse_colorization": (
+        [*("vae.size=8", "vae.dim=4", "vae.width=4", "mixture.width=8", "mixture.grid=1")],
+        [],
+    ),
+    "inpainting": (["decoder.widths=[8]", "decoder.side=2", "decoder.up=resize"], []),
+    "inpainting_adversarial": (
+        [
+            *("decoder.widths=[8]", "decoder.side=2", "decoder.up=resize", "decoder.units=8"),
+            *("discriminator.side=14", "discriminator.width=4", "augment.overlap=1"),
+        ],
+        [],
+    ),
+    "denoising_autoencoder": (["decoder.widths=[8, 8, 8]", "decoder.side=2"], []),
+    "jigsaw": (
+        ["dim=8", "augment.permutations=5", "augment.tile=8"],
+        ["size=27", "resize=28"],
+    ),
+    "cpc": (
+        [*("width=8", "blocks=1", "steps=1", "skip=1"), "augment.size=8", "augment.stride=4"],
+        ["size=16", "resize=18"],
+    ),
+    "mae": (["dim=16", "depth=1", "heads=2"], []),
+}
+SMALL_TASKS["cpc_v2"] = SMALL_TASKS["cpc"]
+ON_RESNETS = [name for name in SMALL_TASKS if name != "mae"]
+BY_THEMSELVES = ["diverse_colorization", "jigsaw", "inpainting_adversarial"]  # but jigsaw
+
+
+def set_of(*names, schedule="round_robin"):
+    """Overrides of a small run of these tasks."""
+    lines = [x for x in SMALL if not x.startswith("data.limit")]
+    lines += ["method=multitask", f"task@method.tasks=[{','.join(names)}]", "data.limit=48"]
+    lines += [f"decode.schedule={schedule}", "method.optim.weight_decay=0.1"]
+    lines += ["method.optim.warmup=0"]  # the first update would have no rate
+    for name in names:
+        method, crops = SMALL_TASKS[name]
+        lines += [f"method.tasks.{name}.{line}" for line in method]
+        lines += [f"decode.tasks.{name}.{line}" for line in crops]
+    return lines
+
+
+@pytest.fixture
+def chosen(compose, tmp_path):
+    """A function: names of tasks, more overrides -> (method, data, trainer)."""
+
+    def made(*names, schedule="round_robin", more=(), callbacks=(), steps=None):
+        own = any(line.startswith("backbone=") for line in more)  # and not a ResNet's width
+        lines = set_of(*names, schedule=schedule)
+        cfg = compose(*(x for x in lines if not (own and x.startswith("backbone"))), *more)
+        pl.seed_everything(0, workers=True, verbose=False)
+        method, data = instantiate(cfg.method), instantiate(cfg.data)
+        length = {"max_epochs": -1, "max_steps": steps} if steps else {}
+        return (
+            method,
+            data,
+            instantiate(
+                cfg.trainer,
+                precision="32-true",
+                callbacks=list(callbacks),
+                default_root_dir=str(tmp_path),
+                **PLAIN,
+                **length,
+            ),
+        )
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("names", "more"),
+    [
+        (ON_RESNETS, ()),
+        (["mae", "rotation", "jigsaw", "cpc"], ["backbone=vit_narrow_small_image"]),
+    ],
+    ids=["resnet", "vit"],
+)
+@pytest.mark.parametrize("schedule", ["round_robin", "summed"])
+def test_any_set_of_pretext_tasks_shares_a_backbone(chosen, names, more, schedule):
+    """Each batch trains its tasks' heads and the trunk, and leaves other heads alone."""
+    steps, losses = Steps(), []
+    lines = [*more, "backbone.depth=1"] if more else []
+    count = len(names) + 1 if schedule == "round_robin" else 2
+    method, data, trainer = chosen(
+        *names, schedule=schedule, more=lines, callbacks=[steps], steps=count
+    )
+    method.on_train_batch_end = lambda out, *_: losses.append(out["loss"])
+    trainer.fit(method, data)
+    assert trainer.global_step == len(steps.seen) == count
+    assert torch.stack(losses).isfinite().all()
+    turns = [[name] for name in [*names, names[0]]] if schedule == "round_robin" else [names] * 2
+    assert [moved for _, _, moved in steps.seen] == [{"trunk", *turn} for turn in turns]
+
+
+def test_tasks_that_step_and_begin_epochs_by_themselves_resume_exactly(chosen, tmp_path):
+    """An adversary's optimizer and a VAE's axes come from the checkpoint, in mid-epoch too."""
+    whole, data, first = chosen(*BY_THEMSELVES, steps=7)
+    first.fit(whole, data)
+    part, data, trainer = chosen(*BY_THEMSELVES, steps=7)
+
+    def stop(out, batch, batch_idx):
+        if trainer.global_step == 4:
+            trainer.save_checkpoint(tmp_path / "half.ckpt")
+            raise KeyboardInterrupt
+
+    part.on_train_batch_end = stop
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer.fit(part, data)
+    resumed, data, second = chosen(*BY_THEMSELVES, steps=7)
+    resumed.tasks["diverse_colorization"].vae.learn_axes = None  # nor are axes found again
+    second.fit(resumed, data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert same(state(whole), state(resumed))
+    assert len(first.optimizers) == 2
+    assert saved(first) == saved(second)
+    assert whole.tasks["diverse_colorization"].vae.known
+
+
+@pytest.mark.parametrize("norm", ["shared", "per_task"])
+def test_a_task_with_an_adversary_alone_is_its_method(tiny, pair, norm):
+    """Whose generator learns ten times as fast as the discriminator."""
+    name, own = "inpainting_adversarial", "method.optim.lr=0.0001"
+    alone, data, trainer = tiny(name, own)
+    trainer.fit(alone, data)
+    method, data, trainer = pair(name, optim=["method.optim.lr=0.001"], norm=norm)
+    trainer.fit(method, data)
+    rates = [o.param_groups[0]["initial_lr"] for o in trainer.optimizers]
+    assert rates[0] == pytest.approx(10 * rates[1])
+    for part in ("backbone", "decoder", "discriminator"):
+        found = getattr(method if part == "backbone" else method.tasks[name], part)
+        for key, value in state(getattr(alone, part)).items():
+            torch.testing.assert_close(state(found)[key], value, rtol=1e-5, atol=1e-7, msg=key)
+
+
+def test_two_adversaries_have_optimizers_of_their_own(chosen, compose):
+    cfg = compose(*set_of("inpainting_adversarial"))
+    task = instantiate(cfg.method.tasks.inpainting_adversarial)
+    other = instantiate(cfg.method.tasks.inpainting_adversarial)
+    backbone, optim = instantiate(cfg.backbone), instantiate(cfg.method.optim)
+    method = MultiTask(backbone, optim, tasks={"a": task, "b": other})
+    made = method.optim(method, batch_size=8, steps=4, steps_per_epoch=2)
+    held = [{p for g in m["optimizer"].param_groups for p in g["params"]} for m in made]
+    assert held[1:] == [set(t.discriminator.parameters()) for t in method.tasks.values()]
+    assert held[0] == set(method.parameters()) - held[1] - held[2]
+    assert [t.turn for t in method.tasks.values()] == [1, 2]
+    assert all(p.requires_grad for p in method.parameters())
+
+
+def test_what_an_adversary_cannot_do_is_refused(chosen):
+    name = "inpainting_adversarial"
+    with pytest.raises(Exception, match="clips nothing, got clip_each=3"):
+        chosen(name, more=["method.optim.clip_each=3.0"])
+    method, data, trainer = chosen(name, more=["trainer.accumulate_grad_batches=2"])
+    with pytest.raises(MisconfigurationException, match="not supported for manual optimization"):
+        trainer.fit(method, data)
+    with pytest.raises(Exception, match="ResNet is no vision transformer of timm"):
+        chosen("mae", "rotation")
+
+
+def test_one_task_may_choose_the_order_of_images():
+    order = torch.arange(4)
+    assert the_order({"a": None, "b": None}) is None
+    assert the_order({"a": None, "b": order}) is order
+    with pytest.raises(ValueError, match="a and c choose the order of images each: leave one"):
+        the_order({"a": order, "b": None, "c": order})
+
+
+def test_an_epoch_begins_for_every_task_with_its_norms(pair):
+    method, _, _ = pair("rotation", "jigsaw", norm="per_task")
+    seen = {}
+    for name, task in method.tasks.items():
+        task.begin_epoch = lambda epoch, name=name: seen.update({name: method.norms.own()[0]})
+    assert method.begin_epoch(3) is None
+    assert seen == {
+        "rotation": method.norms.own()[0],
+        "jigsaw": method.norms.others["jigsaw"][0],
+    }
+
+
+def test_tasks_have_the_settings_of_their_methods(compose):
+    """But for those that their own files name."""
+    names = [*ON_RESNETS, "mae"]
+    tasks = compose("method=multitask", f"task@method.tasks=[{','.join(names)}]").method.tasks
+    differs = {"relative_position": {"hidden", "affine", "reduction"}}
+    for name, task in tasks.items():
+        method = OmegaConf.load(CONF / f"method/{name}.yaml")
+        given = set(task) - {"augment", "_partial_"} - differs.get(name, set())
+        assert {key: task[key] for key in given} == {key: method[key] for key in given}, name
+        defaults = inspect.signature(_locate(task._target_)).parameters
+        for key in set(method) - set(task) - {"backbone", "optim", "defaults"}:
+            assert method[key] == defaults[key].default, f"{name}: {key}"
 
 
 # Norms and colours
@@ -475,11 +677,6 @@ class Manual(Rotation):
         self.automatic_optimization = False
 
 
-class Ordered(Rotation):
-    def begin_epoch(self, epoch):
-        return torch.arange(4)
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -487,8 +684,7 @@ class Ordered(Rotation):
         ({"weights": {"a": 0.0}}, "must be positive"),
         ({"tasks": {}}, r"for some of tasks=\[\]"),
         ({"norm": "each"}, "norm must be shared or per_task, got 'each'"),
-        ({"tasks": {"a": partial(Manual, augment=None)}}, "a has an optimizer"),
-        ({"tasks": {"b": partial(Ordered, augment=None)}}, "b has an optimizer or an order"),
+        ({"tasks": {"a": partial(Manual, augment=None)}}, "a steps by itself, and a task may"),
     ],
 )
 def test_bad_values_are_named(options, said):
@@ -593,6 +789,28 @@ def test_two_processes_train_as_one_does():
         assert found.keys() == alone.keys()
         for name, value in alone.items():
             torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def trained_tasks():
+    """A run by Lightning, in double precision, of tasks that step and begin by themselves."""
+    names = ["diverse_colorization", "inpainting_adversarial", "inpainting"]
+    lines = [*set_of(*names), "method.optim.weight_decay=0", *RUN, "data.batch_size=6"]
+    norms = ["method.tasks.inpainting.decoder.norm=sync"]
+    norms += ["method.tasks.inpainting_adversarial.decoder.norm=sync"]
+    return run_of([*lines, *norms, "trainer.max_epochs=2"])
+
+
+@pytest.mark.ddp
+@pytest.mark.xdist_group("ddp")
+def test_two_processes_train_tasks_that_step_and_begin_by_themselves_as_one_does():
+    alone = trained_tasks()
+    assert len(alone["losses"]) == 8
+    assert not alone["still"]
+    for found in on_processes(2, trained_tasks):
+        torch.testing.assert_close(found["losses"], alone["losses"], rtol=1e-6, atol=1e-6)
+        for name, value in alone["state"].items():
+            close = dict(rtol=1e-7, atol=1e-8, msg=lambda said, name=name: f"{name}: {said}")
+            torch.testing.assert_close(found["state"][name], value, **close)
 
 
 def test_augmentations_of_tasks_do_not_disturb_one_another():

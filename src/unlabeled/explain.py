@@ -99,7 +99,7 @@ class Explanation:
         while True:
             cfg = composed(self.name, done) if done else self._bare
             known = [str(key) for key in cfg.hydra.runtime.choices]
-            ready = [o for o in waiting if o.get_key_element() in known]
+            ready = [o for o in waiting if o.get_key_element() in known or self._several(done, o)]
             if not ready:
                 ready = [m for o in waiting if (m := self._misplaced(o, known)) is not None]
                 waiting = []
@@ -107,6 +107,16 @@ class Explanation:
                 return cfg
             done += ready
             waiting = [o for o in waiting if o not in ready]
+
+    def _several(self, done: Sequence[Override], override: Override) -> bool:
+        """Whether several options are chosen where that is possible: Hydra lists no such places."""
+        if not isinstance(override.value(), list):
+            return False
+        try:
+            composed(self.name, [*done, override])
+        except Exception:  # there is no such place, or not yet
+            return False
+        return True
 
     def _misplaced(self, override: Override, known: Sequence[str]) -> Override | None:
         """A choice at a place where this config has none to make."""

@@ -62,7 +62,7 @@ class InpaintingAdversarial(Method):
         judges: Literal["hole", "image"] = "hole",
         generator_lr: float = 10.0,
     ) -> None:
-        turns = adversaries.Turns(optim, "discriminator", generator_lr)
+        turns = adversaries.Turns(optim, {"discriminator": 1.0}, factor=generator_lr)
         super().__init__(backbone, augment, cast(Any, turns))
         weights = dict(overlap_weight=overlap_weight, lambda_rec=lambda_rec, lambda_adv=lambda_adv)
         for name, value in weights.items():
@@ -73,6 +73,7 @@ class InpaintingAdversarial(Method):
         if judges not in ("hole", "image") or (judges, predicts) == ("image", "hole"):
             raise ValueError(f"judges must be hole, or image with predicts=image, got {judges!r}")
         self.automatic_optimization = False
+        self.turn = 1  # which of the trainer's optimizers is D's; another as one of several tasks
         self.hole = inpainting.side_of(augment, predicts)
         self.decoder, self.discriminator = decoder(self.feature_dim), discriminator
         self.overlap_weight, self.lambda_rec, self.lambda_adv = weights.values()
@@ -92,7 +93,7 @@ class InpaintingAdversarial(Method):
             filled, image, mask, target["hidden"], overlap_weight=self.overlap_weight
         )
         true, made = self._judged(image, mask), self._judged(filled, mask)
-        optimizer = cast(Any, self.optimizers(False))[1] if self.training else None
+        optimizer = cast(Any, self.optimizers(False))[self.turn] if self.training else None
         told = adversaries.discriminate(self.discriminator, true, made, optimizer)
         self.note("discriminator", told)
         adversarial = adversaries.judged(self.discriminator, made, self.adversary)
@@ -113,15 +114,7 @@ class InpaintingAdversarial(Method):
         self._ddp_params_and_buffers_to_ignore += names  # `discriminate` does for it what DDP does
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        total = super().training_step(batch, batch_idx)
-        optimizer = cast(Any, self.optimizers())[0]
-        optimizer.zero_grad()
-        self.manual_backward(total)
-        optimizer.step()
-        for schedule in cast(Any, self.lr_schedulers()):
-            schedule.step()
-        self.after_step()
-        return total
+        return adversaries.update(self, super().training_step(batch, batch_idx))
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         (x,) = batch["views"]

@@ -8,13 +8,14 @@ Tasks share the trunk and have heads, losses and augmentations of their own. Bat
 (`decode.schedule=round_robin`: one task each, the heads are swapped; L is then w_t L_t), or every
 batch is for all tasks (`decode.schedule=summed`). A head that had no batch keeps its weights and
 its optimizer's state: its gradients are None, so that neither momentum nor weight decay moves it.
-The learning rate follows the number of updates, of whichever tasks.
+The learning rate follows the number of updates, of whichever tasks. A task's adversary has an
+optimizer of its own and steps within the task's loss: no clipping, no accumulated gradients then.
 
 Not here: exemplar, motion segmentation; the lasso is linear/lasso. From memory: harmonisation.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +23,15 @@ from torch import Tensor, nn
 from unlabeled.batch import Batch
 from unlabeled.method import Method
 from unlabeled.optim import Optim
-from unlabeled.parts.by_task import ByTask, Grey, average_gradients
+from unlabeled.parts import adversary, by_task
 from unlabeled.parts.task_norm import TaskNorms
 
 
 class MultiTask(Method):
     """Several methods on one backbone.
 
-    DDP is not told of heads: it would wait for those that rest. If a task trains a part of the
-    backbone only, it needs trainer.strategy=ddp_find_unused_parameters_true.
+    DDP is not told of heads: it would wait for those that rest. A task that trains a part of the
+    backbone only needs trainer.strategy=ddp_find_unused_parameters_true.
 
     Args:
         backbone: the trunk.
@@ -55,23 +56,23 @@ class MultiTask(Method):
         grey: bool = False,
     ) -> None:
         super().__init__(backbone, nn.Identity(), optim)
-        self.weights = dict.fromkeys(tasks, 1.0) | dict(weights or {})
-        if not tasks or self.weights.keys() != set(tasks) or min(self.weights.values()) <= 0:
-            raise ValueError(f"{weights=} must be positive, for some of tasks={list(tasks)}")
-        if norm not in ("shared", "per_task"):
-            raise ValueError(f"norm must be shared or per_task, got {norm!r}")
-        self.tasks = nn.ModuleDict()
-        for name, task in tasks.items():
-            made = self.tasks[name] = task(backbone=backbone, optim=optim)
-            if not made.automatic_optimization or type(made).begin_epoch is not Method.begin_epoch:
-                raise ValueError(f"{name} has an optimizer or an order of images of its own")
-            del made.backbone  # a part of this module, not of theirs
-            object.__setattr__(made, "backbone", backbone)
-        self.norms = TaskNorms(backbone, list(tasks) if norm == "per_task" else [])
+        self.weights = by_task.weights_of(tasks, weights)
+        made = {name: task(backbone=backbone, optim=optim) for name, task in tasks.items()}
+        self.tasks = by_task.lent(made, backbone)
+        self.optim = adversary.with_tasks(optim, made)
+        self.automatic_optimization = self.optim is optim
+        self.norms = TaskNorms(backbone, list(tasks), norm)
         augments = {name: cast(Method, task).augment for name, task in self.tasks.items()}
-        self.augment = ByTask(augments, Grey() if grey else nn.Identity())
+        self.augment = by_task.ByTask(augments, by_task.Grey() if grey else nn.Identity())
         self.needs = frozenset({"task"}).union(*(m.needs for m in self.tasks.values()))  # type: ignore
         self.active: set[str] = set()  # tasks with a batch since the last update
+
+    def begin_epoch(self, epoch: int) -> Tensor | None:
+        orders = {}
+        for name in self.tasks:
+            with self.norms.of(name):
+                orders[name] = self._lent(name).begin_epoch(epoch)
+        return by_task.the_order(orders)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         parts = batch["tasks"] if "tasks" in batch else {batch["task"]: batch}
@@ -86,8 +87,7 @@ class MultiTask(Method):
             self.note(f"{name}/{key}", value)
         self.seen = task.seen
         self.active |= {name} if self.training else set()
-        named = {key if key == name else f"{name}/{key}": x for key, x in found.items()}
-        return {key: self.weights[name] * x for key, x in named.items()}
+        return {k if k == name else f"{name}/{k}": self.weights[name] * x for k, x in found.items()}
 
     def _lent(self, name: str) -> Method:
         """A task that knows what this module knows of the run."""
@@ -95,10 +95,12 @@ class MultiTask(Method):
         task.seed, task.step, task._total_steps = self.seed, self.step, self._total_steps
         return task
 
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return adversary.update(self, super().training_step(batch, batch_idx))
+
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         with self.norms.of(name := batch["task"]):
-            shown = self._lent(name).pictures(batch)
-        return {f"{name}: {title}": x for title, x in shown.items()}
+            return {f"{name}: {k}": x for k, x in self._lent(name).pictures(batch).items()}
 
     def prepare(self, count: int, classes: int) -> None:
         for name in self.tasks:
@@ -106,10 +108,7 @@ class MultiTask(Method):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if {*data.decode.tasks} != {*self.tasks}:
-            both = f"decode.tasks={[*data.decode.tasks]} and method.tasks={[*self.tasks]}"
-            raise ValueError(f"{both} must have the same names")
+        by_task.check_names(self.trainer.datamodule.decode, self.tasks)  # type: ignore[attr-defined]
         for name in self.tasks:
             self._lent(name).trainer = self.trainer
         apart, named = {id(p) for p in self._apart()}, self.named_parameters()
@@ -120,7 +119,7 @@ class MultiTask(Method):
         return [*self.tasks.parameters(), *self.norms.all_parameters()]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        average_gradients(self._apart())
+        by_task.average_gradients(self._apart(), optimizer)
         for name in sorted(self.active):
             self._lent(name).on_before_optimizer_step(optimizer)
 

@@ -1,7 +1,8 @@
 """A discriminator's turn and a generator's, and the optimizers of both."""
 
 import copy
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -63,32 +64,96 @@ def judged(discriminator: nn.Module, made: Tensor, kind: Kind) -> Tensor:
 
 
 class Turns:
-    """Builds two optimizers, each with its schedule: a module's but for a part, and the part's.
+    """Builds several optimizers, each with its schedule: a module's but for some parts, and theirs.
 
     Args:
         recipe: builds one, as `unlabeled.optim.Optim`.
-        part: name of the submodule that has its own.
+        parts: submodules that have their own, and the factors of their learning rates.
         factor: of the learning rate of all else.
+
+    Raises:
+        ValueError: a factor is not positive, or the recipe clips gradients, which only a trainer
+            that steps one optimizer does.
     """
 
-    def __init__(self, recipe: Callable[..., dict[str, Any]], part: str, factor: float) -> None:
-        if factor <= 0:
+    def __init__(
+        self,
+        recipe: Callable[..., dict[str, Any]],
+        parts: Mapping[str, float],
+        *,
+        factor: float = 1.0,
+    ) -> None:
+        if min(factor, *parts.values()) <= 0:
             raise ValueError(f"generator_lr must be positive, got {factor}")
-        self.part, self.second = part, recipe
-        self.first: Any = copy.copy(recipe)
-        self.first.lr *= factor
-        if self.first.norm_bias_lr is not None:
-            self.first.norm_bias_lr *= factor
+        if (most := getattr(recipe, "clip_each", None)) is not None:
+            raise ValueError(
+                f"an adversary steps by itself and clips nothing, got clip_each={most}"
+            )
+        self.recipe, self.parts, self.factor = recipe, dict(parts), factor
 
     def __call__(
         self, module: nn.Module, *, batch_size: int, steps: int, steps_per_epoch: int
     ) -> tuple[dict[str, Any], ...]:
-        rest = nn.ModuleDict({n: m for n, m in module.named_children() if n != self.part})
-        found = []
-        for recipe, network in ((self.first, rest), (self.second, getattr(module, self.part))):
-            made = recipe(
-                network, batch_size=batch_size, steps=steps, steps_per_epoch=steps_per_epoch
-            )
+        apart = {name: module.get_submodule(name) for name in self.parts}
+        trained = [p for m in apart.values() for p in m.parameters() if p.requires_grad]
+        sizes = dict(batch_size=batch_size, steps=steps, steps_per_epoch=steps_per_epoch)
+        for p in trained:
+            p.requires_grad_(False)  # so that the first optimizer leaves them out
+        found = [_scaled(self.recipe, self.factor)(module, **sizes)]
+        for p in trained:
+            p.requires_grad_(True)
+        found += [_scaled(self.recipe, self.parts[n])(m, **sizes) for n, m in apart.items()]
+        for made in found:
             del made["lr_scheduler"]["interval"]  # who steps by hand says when
-            found.append(made)
         return tuple(found)
+
+
+def _scaled(recipe: Any, factor: float) -> Any:
+    """A recipe with all its learning rates times a factor."""
+    other = copy.copy(recipe)
+    other.lr *= factor
+    if other.norm_bias_lr is not None:
+        other.norm_bias_lr *= factor
+    return other
+
+
+def with_tasks(recipe: Any, tasks: Mapping[str, Any]) -> Any:
+    """The recipe of a module with these `tasks`: of several optimizers if one has an adversary.
+
+    The adversary's rate keeps its ratio to that of what it judges, which is the module's here. Each
+    such task is told which of the trainer's optimizers is its adversary's (`turn`).
+
+    Raises:
+        ValueError: a task steps by itself in any other way.
+    """
+    parts: dict[str, float] = {}
+    for name, task in tasks.items():
+        if task.automatic_optimization:
+            continue
+        if not isinstance(task.optim, Turns):
+            raise ValueError(f"{name} steps by itself, and a task may have an adversary only")
+        ((part, factor),) = task.optim.parts.items()
+        task.turn = 1 + len(parts)
+        parts[f"tasks.{name}.{part}"] = factor / task.optim.factor
+    return Turns(recipe, parts) if parts else recipe
+
+
+def update(method: Any, total: Tensor) -> Tensor:
+    """What the trainer does after a loss where there is one optimizer, by the first of several.
+
+    Args:
+        method: the other optimizers made their steps within its loss; in automatic optimisation
+            all is left to the trainer.
+        total: the loss (), which is returned.
+    """
+    if not method.automatic_optimization:
+        optimizer = method.optimizers()[0]
+        optimizer.zero_grad()
+        method.manual_backward(total)
+        optimizer.step()
+        with warnings.catch_warnings():  # of rates that move before their optimizer's first turn
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for schedule in method.lr_schedulers():
+                schedule.step()
+        method.after_step()
+    return total

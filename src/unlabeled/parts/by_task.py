@@ -1,9 +1,11 @@
-"""Batches that belong to one of several tasks, or to all of them: augmentation, gradients."""
+"""Several tasks on one backbone: names, weights, augmentations, orders and gradients."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from unlabeled import dist
 from unlabeled.batch import MEAN, STD, Batch
@@ -28,6 +30,30 @@ class Grey(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         grey = (x * self.share).sum(-3, keepdim=True) * self.scale + self.shift
         return torch.empty_like(x).copy_(grey)  # in x's memory format
+
+
+def weights_of(tasks: Iterable[str], weights: Mapping[str, float] | None) -> dict[str, float]:
+    """A weight for each task: 1 where nothing is said."""
+    names = list(tasks)
+    found = dict.fromkeys(names, 1.0) | dict(weights or {})
+    if not names or found.keys() != set(names) or min(found.values()) <= 0:
+        raise ValueError(f"{weights=} must be positive, for some of tasks={names}")
+    return found
+
+
+def lent(tasks: Mapping[str, nn.Module], backbone: nn.Module) -> nn.ModuleDict:
+    """Tasks whose backbone is a part of who lends it, and none of theirs."""
+    for task in tasks.values():
+        del task.backbone
+        object.__setattr__(task, "backbone", backbone)
+    return nn.ModuleDict(tasks)
+
+
+def check_names(decode: Any, tasks: Iterable[str]) -> None:
+    """Raises ValueError if crops are cut for other tasks than these."""
+    given, names = [*decode.tasks], [*tasks]
+    if {*given} != {*names}:
+        raise ValueError(f"decode.tasks={given} and method.tasks={names} must have the same names")
 
 
 class ByTask(nn.Module):
@@ -61,13 +87,30 @@ class ByTask(nn.Module):
 
 
 @torch.no_grad()
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def average_gradients(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -> None:
     """Averages what gradients there are over processes, by one message, as DDP would.
 
     All processes must have gradients of the same parameters: of the same task.
+
+    Args:
+        parameters: of tasks.
+        optimizer: which is to step; who has another one (an adversary) sees to its gradients.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    grads = [p.grad for p in parameters if p.grad is not None and id(p) in held]
     if grads and dist.world_size() > 1:
         mean = dist.reduce_sum(torch.cat([g.flatten() for g in grads])) / dist.world_size()
         parts = mean.split([g.numel() for g in grads])
         torch._foreach_copy_(grads, [x.view(g.shape) for x, g in zip(parts, grads, strict=True)])
+
+
+def the_order(orders: Mapping[str, Tensor | None]) -> Tensor | None:
+    """The order of images that one of the tasks wants; None: nobody wants any.
+
+    Raises:
+        ValueError: several tasks want one.
+    """
+    chosen = {name: order for name, order in orders.items() if order is not None}
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} choose the order of images each: leave one")
+    return next(iter(chosen.values()), None)

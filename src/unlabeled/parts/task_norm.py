@@ -16,17 +16,20 @@ class TaskNorms(nn.Module):
     Args:
         network: shared by the tasks; not a part of this module.
         tasks: their names; fewer than two share the network's norms.
+        norm: "per_task", or "shared": all share them.
 
     Raises:
-        ValueError: it has no batch norm, or computes blocks again in the backward pass, when
-            another task's norms may be in place.
+        ValueError: another norm; or the network has no batch norm, or computes blocks again in
+            the backward pass, when another task's norms may be in place.
     """
 
-    def __init__(self, network: nn.Module, tasks: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, tasks: Sequence[str], norm: str = "per_task") -> None:
         super().__init__()
+        if norm not in ("shared", "per_task"):
+            raise ValueError(f"norm must be shared or per_task, got {norm!r}")
         self.places: list[tuple[nn.Module, str]] = []
         self.others = nn.ModuleDict()
-        if len(tasks) < 2:
+        if len(tasks) < 2 or norm == "shared":
             return
         found = [name for name, m in network.named_modules() if isinstance(m, _BatchNorm)]
         if not found or getattr(network, "recomputed", None):
