@@ -5,10 +5,13 @@ import os
 import tempfile
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from unlabeled.data.sorted_names import SortedNames
 
 EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
@@ -54,6 +57,8 @@ def index(root: Path, kind: Kind = IMAGES) -> Listing:
     if found is not None and _unchanged(root, found):
         return found
     now = time.time()
+    with suppress(OSError):  # runs that are sorted wait there, or else in memory
+        cache.parent.mkdir(parents=True, exist_ok=True)
     found = walk(root, kind)
     if now - found.changed.max() / 1e9 > SETTLED:
         _save(cache, found)
@@ -67,8 +72,23 @@ def cache_folder() -> Path:
 
 
 def walk(root: Path, kind: Kind = IMAGES) -> Listing:
-    """The files of a kind under `root`, read from the disk."""
-    files: list[tuple[bytes, int]] = []
+    """The files of a kind under `root`, read from the disk.
+
+    Beside the listing itself, memory grows with the number of folders, not of files.
+    """
+    with SortedNames(cache_folder()) as files:
+        folders = _collect(root, kind, files)
+        names, sizes = files.table()
+    return Listing(
+        names,
+        sizes,
+        np.array([name for name, _ in folders], dtype=np.bytes_),
+        np.array([changed for _, changed in folders], dtype=np.int64),
+    )
+
+
+def _collect(root: Path, kind: Kind, files: SortedNames) -> list[tuple[bytes, int]]:
+    """Adds all files with their sizes; gives the folders and when they changed."""
     folders: list[tuple[bytes, int]] = []
     seen: set[tuple[int, int]] = set()  # a link may lead back up
     todo = [b""]
@@ -88,15 +108,8 @@ def walk(root: Path, kind: Kind = IMAGES) -> Listing:
                 if entry.is_dir():
                     todo.append(name)
                 elif is_of(entry.name, kind) and entry.is_file():
-                    files.append((name, entry.stat().st_size))
-    files.sort()
-    folders.sort()
-    return Listing(
-        np.array([name for name, _ in files], dtype=np.bytes_),
-        np.array([size for _, size in files], dtype=np.int64),
-        np.array([name for name, _ in folders], dtype=np.bytes_),
-        np.array([changed for _, changed in folders], dtype=np.int64),
-    )
+                    files.add(name, entry.stat().st_size)
+    return sorted(folders)
 
 
 def is_of(name: bytes, kind: Kind) -> bool:
@@ -127,9 +140,12 @@ def _load(cache: Path) -> Listing | None:
 
 def _save(cache: Path, listing: Listing) -> None:
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".tmp", delete=False) as file:
-            np.savez(file, format=np.array(FORMAT), **listing._asdict())
-        os.replace(file.name, cache)
+            try:
+                np.savez(file, format=np.array(FORMAT), **listing._asdict())
+                os.replace(file.name, cache)
+            except BaseException:
+                os.unlink(file.name)
+                raise
     except OSError:
-        return  # a read-only home costs time, not the run
+        return  # a read-only home, or a full one, costs time, not the run
