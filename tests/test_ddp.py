@@ -121,13 +121,13 @@ def trained(name, source, teacher):
     other = name in ("mae", "videomae") or OWN.get(name) is BOTH  # a backbone without this choice
     run = [x for x in RUN if not (other and x.startswith("backbone.norm"))]
     lines = [*small(name), *needs.get(name, []), *run, *OWN.get(name, [])]
-    found = run_of(lines)
+    found = run_of(lines, chunks)
     still = found.pop("still")
     assert still == STILL.get(name, []), f"{name}: {still}"
     return found
 
 
-def run_of(lines):
+def run_of(lines, callbacks=()):
     """Losses of a small run with these overrides, weights at its end, and what did not move."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=lines)
@@ -139,7 +139,7 @@ def run_of(lines):
     trainer = instantiate(
         cfg.trainer,
         precision="64-true",
-        callbacks=[losses, *chunks],
+        callbacks=[losses, *callbacks],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
