@@ -1,10 +1,11 @@
 """Barlow Twins: its invariants and traps, and processes against one."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from processes import on_processes, value_and_gradient
+from processes import mean, on_processes, value_and_gradient
 from torch import nn
 
 from unlabeled.dist import SyncBatchNorm, gather, mine
@@ -196,6 +197,28 @@ def measured():
         return loss
 
     return [value_and_gradient(loss_of(centred), w) for centred in (True, False)]
+
+
+def official(undivided):
+    """The loss, and the gradient of the projector as processes share it."""
+    torch.manual_seed(0)
+    backbone = nn.Linear(3, 4)
+    backbone.dim = 4
+    method = BarlowTwins(backbone, nn.Identity(), None, width=6, undivided=undivided).double()
+    views = [mine(normals(12, 3, seed=seed)) for seed in (0, 1)]
+    loss = sum(method.loss({"views": views}).values())
+    loss.backward()
+    return mean(loss.detach()), mean(method.projector[0].weight.grad)
+
+
+@pytest.mark.ddp
+@pytest.mark.xdist_group("ddp")
+def test_the_official_gradient_is_a_part_of_it():
+    loss, gradient = official(True)
+    assert torch.equal(official(False)[1], gradient)
+    for found in on_processes(2, partial(official, False)):
+        torch.testing.assert_close(found[0], loss)
+        torch.testing.assert_close(found[1], gradient / 2)
 
 
 @pytest.mark.ddp

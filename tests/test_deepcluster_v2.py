@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from processes import mean, on_processes, value_and_gradient
 
 from unlabeled.dist import mine
-from unlabeled.methods import deepcluster_v2
-from unlabeled.methods.deepcluster_v2 import IGNORED, DeepClusterV2, prototype_loss
+from unlabeled.methods.deepcluster_v2 import DeepClusterV2
+from unlabeled.parts import first_pass
 from unlabeled.parts.clustering import fill_empty, kmeans
+from unlabeled.parts.lloyd import lloyd
+from unlabeled.parts.prototypes import IGNORED, prototype_loss
 
 
 def units(*shape, seed=0, dtype=torch.float64):
@@ -165,13 +168,13 @@ def test_clusters_are_those_of_the_memory_a_crop_for_each_head(tiny):
 
 
 def test_one_pass_fills_the_memory_and_no_other_is_made(tiny, monkeypatch):
-    calls, own = [], deepcluster_v2.extract
+    calls, own = [], first_pass.extract
 
     def extract(*arguments):
         calls.append(1)
         return own(*arguments)
 
-    monkeypatch.setattr(deepcluster_v2, "extract", extract)
+    monkeypatch.setattr(first_pass, "extract", extract)
     _, seen = watched(tiny, "trainer.max_epochs=3")
     assert len(seen) == 12
     assert len(calls) == 1
@@ -233,6 +236,54 @@ def test_more_prototypes_than_images_are_refused(tiny):
         trainer.fit(method, data)
 
 
+def first_memory(tiny, *more):
+    """What the memory holds before the first update."""
+    method, data, trainer = tiny("deepcluster_v2", "data.limit=70", "trainer.max_steps=1", *more)
+    kept, begin = [], method.begin_epoch
+
+    def keep(epoch):
+        begin(epoch)
+        kept.append(method.memory.clone())
+
+    method.begin_epoch = keep
+    trainer.fit(method, data)
+    return kept[0]
+
+
+def test_the_first_pass_may_be_of_two_augmented_crops(tiny):
+    fixed, own = first_memory(tiny), first_memory(tiny, "method.augmented_first_pass=true")
+    assert torch.equal(fixed[0], fixed[1])
+    assert (own.norm(dim=2) - 1).abs().max() < 1e-5  # 70 of 70: the last batch is filled up
+    assert not torch.allclose(own[0], own[1], atol=0.01)
+    assert not torch.allclose(own[0], fixed[0], atol=0.01)
+    again = first_memory(tiny, "method.augmented_first_pass=true")
+    assert torch.equal(own, again)
+
+
+def test_an_empty_cluster_may_keep_its_centroid():
+    far = -torch.eye(4)[:1].repeat(12, 1)  # rows that coincide: where two begin, one stays empty
+    x, empties = torch.cat([far, units(30, 4, dtype=torch.float32).abs()]), 0
+    for seed in range(6):
+        found = lloyd(x, 9, iterations=10, seed=seed, spherical=True, keep_empty=True)
+        c = lloyd(x, 9, iterations=0, seed=seed, spherical=True, keep_empty=True).centroids
+        for _ in range(10):
+            y = (x @ c.T).argmax(1)
+            for k in range(9):
+                if (y == k).any():
+                    c[k] = F.normalize(x[y == k].mean(0), dim=0)
+        assert torch.equal(found.labels, (x @ c.T).argmax(1))
+        torch.testing.assert_close(found.centroids, c, atol=1e-5, rtol=0)
+        empties += int((found.labels.bincount(minlength=9) == 0).sum())
+    assert empties > 2
+
+
+def test_a_run_may_keep_empty_clusters(tiny):
+    _, seen = watched(tiny, "method.keep_empty=true", "trainer.max_epochs=1")
+    z, c = seen[0]["memory"], seen[0]["prototypes"]
+    rows = torch.arange(70)[~torch.isin(torch.arange(70), seen[0]["index"])]  # not written since
+    assert torch.equal((z[0, rows] @ c[0].T).argmax(1), seen[0]["labels"][0, rows])
+
+
 # several processes
 
 
@@ -247,19 +298,41 @@ class Data:
     def size(self, split):
         return 26
 
+    batch_size, decode = 12, None
+
+    def pixels(self):
+        return torch.randn(26, 3, 2, 5, generator=torch.Generator().manual_seed(1))
+
     def scan(self, split, start=0, stop=None):
-        pixels = torch.randn(26, 3, 2, 5, generator=torch.Generator().manual_seed(1))
-        yield {"crops": [pixels[start:stop]]}
+        yield {"crops": [self.pixels()[start:stop]]}
+
+    def cut(self, split, parts, decode, *key):
+        for part in parts:
+            yield {"crops": [self.pixels()[part]] * 2, "index": torch.tensor(part)}
+
+
+class Noisy(torch.nn.Module):
+    def forward(self, batch, draws):
+        views = [x + draws.fork(i).normal(3, 2, 5) for i, x in enumerate(batch["crops"])]
+        return {**batch, "views": views}
 
 
 class Trainer:
     datamodule = Data()
 
 
-def shared():
+def shared(official=False):
     """Two epochs of two steps: the memory, the clusters, and the last loss and gradient."""
     torch.manual_seed(0)
-    method = DeepClusterV2(Network(), torch.nn.Identity(), None, hidden=8, dim=6, prototypes=4)  # type: ignore[arg-type]
+    sizes = {"hidden": 8, "dim": 6, "prototypes": 4}
+    method = DeepClusterV2(
+        Network(),
+        Noisy(),
+        None,  # type: ignore[arg-type]
+        **sizes,
+        augmented_first_pass=official,
+        keep_empty=official,
+    )
     method.trainer = Trainer()
     method.log = lambda *_: None
     method.prepare(26, 0)
@@ -282,10 +355,11 @@ def shared():
 @pytest.mark.ddp
 @pytest.mark.xdist_group("ddp")
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_cluster_and_learn_as_one_does(world):
-    alone = shared()
+@pytest.mark.parametrize("official", [False, True])
+def test_processes_cluster_and_learn_as_one_does(world, official):
+    alone = shared(official)
     assert alone["grad"].abs().max() > 1e-3
-    for found in on_processes(world, shared):
+    for found in on_processes(world, partial(shared, official)):
         for name, value in alone.items():
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
 

@@ -220,6 +220,19 @@ def test_both_branches_may_share_their_negatives():
     assert same == {True: True, False: False}
 
 
+def test_each_image_may_draw_negatives_of_its_own():
+    method, batch = pirl(nce="softmax", per_image=True, reappear=True, lambd=0.0), one()
+    method.step = batch["step"]
+    v = F.normalize(method.f(method.backbone(batch["views"][0])), dim=1)
+    rows = method.draws("negatives", len(v)).integers(N, 16)
+    assert (rows != rows[0]).any()
+    bank, expected = method.memory.bank.clone(), 0.0
+    for i, index in enumerate(batch["index"].tolist()):
+        scores = torch.cat([(v[i] @ bank[index])[None], bank[rows[i]] @ v[i]]) / 0.3
+        expected -= scores.log_softmax(0)[0] / len(v)
+    torch.testing.assert_close(method.loss(batch)["original"], expected)
+
+
 def test_each_branch_has_a_normaliser_that_the_first_batch_fixes():
     method = pirl(nce="binary")
     assert method.nce.log_z.isnan().all()
@@ -335,12 +348,18 @@ def test_the_image_branch_trains_on_its_own_batch_statistics(tiny):
 
 # Two and three processes against one.
 
-SETTINGS = [("paper", 16, T), ("softmax", 16, 0), ("binary", 16, T), ("softmax", 0, T)]
+SETTINGS = [
+    ("paper", 16, T, False),
+    ("softmax", 16, 0, True),
+    ("binary", 16, T, False),
+    ("softmax", 0, T, False),
+]
 
 
-def train(form, negatives, tiles):
+def train(form, negatives, tiles, per_image):
     """Two updates by gradient descent, shared by all processes: losses, weights, bank and Z."""
-    method = pirl(nce=form, negatives=negatives, tiles=tiles, lambd=0.4)
+    given = {"nce": form, "negatives": negatives, "tiles": tiles, "per_image": per_image}
+    method = pirl(lambd=0.4, **given)
     losses = []
     for batch in batches(tiles):
         method.step = batch["step"]

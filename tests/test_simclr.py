@@ -9,6 +9,10 @@ from processes import on_processes, value_and_gradient
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from unlabeled.backbones.load import fresh
+from unlabeled.backbones.resnet import ResNet
+from unlabeled.backbones.unit import Unit
+from unlabeled.batch import normalize
 from unlabeled.dist import gather, mine
 from unlabeled.methods.simclr import SimCLR, nt_xent
 from unlabeled.parts.losses import norm_hinge
@@ -207,3 +211,13 @@ def test_processes_are_one(world):
     alone = measured()
     for found in on_processes(world, measured):
         torch.testing.assert_close(found, alone, rtol=1e-9, atol=1e-11)
+
+
+def test_a_backbone_may_see_pixels_without_mean_and_deviation():
+    model = ResNet(depth=18, width=4, stem="small").eval()
+    unit, x = Unit(model), torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(unit.seen(normalize(x)), x)
+    torch.testing.assert_close(unit(normalize(x)), model(x), atol=1e-4, rtol=1e-4)
+    again = fresh(unit.config)
+    assert isinstance(again, Unit)
+    assert again.state_dict().keys() == unit.state_dict().keys()

@@ -7,15 +7,20 @@ Zbontar, Jing, Misra, LeCun and Deny, ICML 2021. https://arxiv.org/abs/2103.0323
     L      = scale * (sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2)
 
 norm centres and scales every column over the batch. The lecture writes C without centring:
-`centred=False`. The official code reduces C without gradients, so that its gradient is 1 / W of
-this one on W processes; `scale` is where a recipe says so.
+`centred=False`. The official code reduces C where autograd does not see it, so that on W processes
+its gradient is 1 / W of this one (`undivided=False`); LARS hides that for weights, not for biases
+and norm layers.
+
+Invariants: identical whitened embeddings cost 0, opposite ones 4 D, constant ones D; scales and
+shifts of dimensions do not matter, nor does the order of views.
+Traps: C or batch norm of one process, deviations over N - 1 with C over N, a diagonal overwritten.
 """
 
 import torch
 from torch import Tensor, nn
 
 from unlabeled.batch import Batch
-from unlabeled.dist import gather
+from unlabeled.dist import gather, world_size
 from unlabeled.method import Method
 from unlabeled.optim import Optim
 from unlabeled.parts.mlp import mlp
@@ -55,6 +60,7 @@ class BarlowTwins(Method):
         lambd: weight of redundancy.
         centred: centre embeddings over the batch, as the paper does.
         scale: factor of the loss.
+        undivided: the gradient is that of the loss; False: 1 / W of it, as in the official code.
         norm: batch norm of g: "batch", or "sync" over processes.
         joint: both views in one forward; the official code separates them.
     """
@@ -70,6 +76,7 @@ class BarlowTwins(Method):
         lambd: float = 0.0051,
         centred: bool = True,
         scale: float = 1.0,
+        undivided: bool = True,
         norm: str = "sync",
         joint: bool = False,
     ) -> None:
@@ -77,6 +84,7 @@ class BarlowTwins(Method):
         if lambd <= 0:
             raise ValueError(f"lambd must be positive, got {lambd}")
         self.lambd, self.centred, self.scale, self.joint = lambd, centred, scale, joint
+        self.undivided = undivided
         self.projector = mlp(self.feature_dim, *[width] * depth, bias=False, norm=norm)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -84,4 +92,8 @@ class BarlowTwins(Method):
         z1, z2 = embed(self.projector, h, joint=self.joint)
         self.watch(features=h[0], embeddings=z1)
         terms = barlow_twins_loss(gather(z1), gather(z2), self.lambd, centred=self.centred)
-        return {name: self.scale * term for name, term in terms.items()}
+        share = 1.0 if self.undivided else 1 / world_size()
+        return {
+            name: self.scale * torch.lerp(term.detach(), term, share)
+            for name, term in terms.items()
+        }

@@ -8,8 +8,10 @@ Before an epoch, for each head h, over the images met in the epoch before:
 During the epoch: L = mean over heads h, crops v and images i of CE(C_h z_iv / t, y_hi)
 
 The centroids are the prototypes: no layer is drawn anew. Images that were not met are left out
-(-100). From memory of the official code: one pass before the first epoch fills the memory (with
-augmented crops; here fixed, in evaluation mode); an empty cluster keeps its centroid there.
+(-100). One pass before the first epoch fills the memory. The official code, from memory, does so
+with a training step's crops and batch norm (augmented_first_pass; by default one fixed crop
+in evaluation mode), and its empty clusters keep their centroids (keep_empty; by default
+they share another's points). The paper says neither.
 Invariants: y is constant within an epoch, |C| = 1, equal centroids give log K, with K = n distinct
 points each is a centroid. Traps: indices of other processes, a memory that no checkpoint holds.
 """
@@ -19,27 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.batch import Batch
-from unlabeled.dist import gather, reduce_sum
+from unlabeled.dist import gather
 from unlabeled.draws import seed_of
 from unlabeled.method import Method
 from unlabeled.optim import Optim
-from unlabeled.parts.clustering import kmeans
-from unlabeled.parts.features import evaluating, extract
+from unlabeled.parts.first_pass import first_embeddings
+from unlabeled.parts.lloyd import spherical
 from unlabeled.parts.mlp import mlp
-from unlabeled.parts.precision import full_precision
+from unlabeled.parts.prototypes import IGNORED, prototype_loss
 from unlabeled.parts.views import embed
-
-IGNORED = -100
-
-
-@full_precision
-def prototype_loss(z: list[Tensor], prototypes: Tensor, y: Tensor, t: float) -> Tensor:
-    """Mean cross-entropy of crops (B, D) with prototypes (H, K, D) for labels (H, B)."""
-    scores = torch.cat(z) @ prototypes.transpose(1, 2) / t  # H, V B, K
-    target = y.repeat(1, len(z)).flatten()
-    total = F.cross_entropy(scores.flatten(0, 1), target, ignore_index=IGNORED, reduction="sum")
-    known = (target != IGNORED).sum().to(total.dtype)  # processes may ignore unequally many
-    return reduce_sum(total) / reduce_sum(known).clamp(min=1)
 
 
 class DeepClusterV2(Method):
@@ -55,6 +45,8 @@ class DeepClusterV2(Method):
         prototypes: K of each.
         temperature: t.
         iterations: of k-means.
+        augmented_first_pass: the memory is first filled by two augmented crops, in training mode.
+        keep_empty: an empty cluster keeps its centroid.
         norm: batch norm of the projector: "batch", or "sync" over processes.
     """
 
@@ -77,15 +69,18 @@ class DeepClusterV2(Method):
         prototypes: int = 3000,
         temperature: float = 0.1,
         iterations: int = 10,
+        augmented_first_pass: bool = False,
+        keep_empty: bool = False,
         norm: str = "sync",
     ) -> None:
         super().__init__(backbone, augment, optim)
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         if min(heads, iterations, prototypes - 1) < 1:
-            given = f"heads={heads}, iterations={iterations} and prototypes={prototypes}"
+            given = f"{heads=}, {iterations=} and {prototypes=}"
             raise ValueError(f"{given} must be at least 1, 1 and 2")
         self.temperature, self.iterations = temperature, iterations
+        self.augmented_first_pass, self.keep_empty = augmented_first_pass, keep_empty
         self.projector = mlp(self.feature_dim, hidden, dim, norm=norm)
         self.register_buffer("prototypes", torch.zeros(heads, prototypes, dim))
 
@@ -104,14 +99,15 @@ class DeepClusterV2(Method):
             return
         heads, k, dim = self.prototypes.shape
         if int(self.epoch) < 0:
-            with evaluating(g := nn.Sequential(self.backbone, self.projector)):
-                z = extract(g, dim, self.trainer.datamodule, self.device)  # type: ignore[attr-defined]
-            self.memory.copy_(F.normalize(z, dim=1))
+            networks, data = (self.backbone, self.projector), self.trainer.datamodule  # type: ignore[attr-defined]
+            views = self.augmented if self.augmented_first_pass else None
+            z = first_embeddings(networks, dim, data, self.device, views)
+            self.memory.copy_(F.normalize(z, dim=2))
         rows = (self.met | (self.met.sum() < k)).nonzero().flatten()  # too few: stale ones too
         self.labels.fill_(IGNORED)
         for h in range(heads):
             z, seed = self.memory[h % 2, rows], seed_of(self.seed, "clusters", epoch, h)
-            found = kmeans(z, k, iterations=self.iterations, seed=seed, spherical=True)
+            found = spherical(z, k, self.iterations, seed, keep_empty=self.keep_empty)
             self.labels[h, rows] = found.labels.to(rows.device)
             self.prototypes[h] = F.normalize(found.centroids, dim=1)
         self.met.fill_(False)

@@ -12,9 +12,12 @@ https://arxiv.org/abs/2104.14294
 From memory: the official code evaluates the teacher, has batch norm in the head with ResNets only,
 learns the rows' norms for ViT-S (`norm_last=False`), moves tau_t by epochs (here by steps), and
 clips each parameter's gradient alone (`optim.clip_each=3`). Crops of one size are one forward.
+Invariants: equal logits give log K, a constant on t and c changes nothing, neither has a gradient.
+Traps: c no buffer, or of one process; a crop against itself; positions not resized for small crops.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -33,9 +36,9 @@ from unlabeled.parts.views import embed
 
 @full_precision
 def dino_loss(
-    teacher: list[Tensor], student: list[Tensor], centre: Tensor, tau_t: float, tau_s: float
+    teacher: Sequence[Tensor], student: Sequence[Tensor], centre: Tensor, tau_t: float, tau_s: float
 ) -> Tensor:
-    """L of logits (B, K): the teacher's of global crops, the student's of these and then others."""
+    """L of logits (B, K): the teacher's of global crops, the student's of these, then others."""
     log_p = [(s / tau_s).log_softmax(1) for s in student]
     codes = [((t.detach() - centre.detach()) / tau_t).softmax(1) for t in teacher]
     pairs = [(q, p) for a, q in enumerate(codes) for v, p in enumerate(log_p) if v != a]
@@ -86,7 +89,7 @@ class DINO(Method):
     ) -> None:
         super().__init__(backbone, augment, optim)
         if min(tau_s, tau_t, tau_t_start) <= 0:
-            raise ValueError(f"temperatures must be positive: {tau_s=}, {tau_t=}, {tau_t_start=}")
+            raise ValueError(f"must be positive: {tau_s=}, {tau_t=}, {tau_t_start=}")
         if min(momentum, centre_momentum) < 0 or max(momentum, centre_momentum) > 1:
             raise ValueError(f"must lie in [0, 1]: {momentum=}, {centre_momentum=}")
         if evaluate not in ("teacher", "student"):
@@ -94,8 +97,8 @@ class DINO(Method):
         self.tau_s, self.tau_t, self.tau_t_start, self.warmup = tau_s, tau_t, tau_t_start, warmup
         self.momentum, self.centre_momentum, self.frozen = momentum, centre_momentum, freeze
         self.twin, self.evaluate = copy.deepcopy(backbone), evaluate  # twin: the other one
-        self.head = Head(self.feature_dim, hidden, bottleneck, outputs, norm=norm, fixed=norm_last)
         pair = (self.backbone, self.twin)
+        self.head = Head(self.feature_dim, hidden, bottleneck, outputs, norm=norm, fixed=norm_last)
         self.networks = pair[::-1] if evaluate == "teacher" else pair  # student, teacher
         drop_path_in(self.networks[0], drop_path)
         self.teacher_head = copy.deepcopy(self.head)
@@ -105,17 +108,15 @@ class DINO(Method):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         views, (student, teacher) = batch["views"], self.networks
         feed(student, self.draws("drop_path", len(views[0])))
-        h = embed(student, views, joint=True)
-        z = self.head.embed(torch.cat(h))
-        s = list(self.head.last(z).chunk(len(views)))
+        z = self.head.embed(torch.cat(h := embed(student, views, joint=True)))
+        s = self.head.last(z).chunk(len(views))
         with torch.no_grad():
-            h_t = embed(teacher, views[:2], joint=True)
-            t = self.teacher_head(torch.cat(h_t))
+            t = self.teacher_head(torch.cat(h_t := embed(teacher, views[:2], joint=True)))
         shown = h_t[0] if self.evaluate == "teacher" else h[0]
         self.watch(features=shown, embeddings=z[: len(shown)])
         share = min(1.0, self.progress / self.warmup) if self.warmup else 1.0
         tau_t = self.tau_t_start + share * (self.tau_t - self.tau_t_start)
-        loss = dino_loss(list(t.chunk(2)), s, self.centre, tau_t, self.tau_s)
+        loss = dino_loss(t.chunk(2), s, self.centre, tau_t, self.tau_s)
         mean = reduce_sum(t.to(self.centre.dtype).mean(0)) / world_size()
         self.centre.lerp_(mean, 1 - self.centre_momentum)
         return {"distillation": loss}
@@ -125,6 +126,5 @@ class DINO(Method):
             self.head.last.weight.grad = self.head.last.scale.grad = None
 
     def after_step(self) -> None:
-        student, teacher = self.networks
-        target = nn.Sequential(teacher, self.teacher_head)
-        ema.update(target, (student, self.head), cosine(self.momentum, 1.0, self.progress))
+        (student, teacher), m = self.networks, cosine(self.momentum, 1.0, self.progress)
+        ema.update(nn.Sequential(teacher, self.teacher_head), (student, self.head), m)

@@ -9,20 +9,20 @@ Misra and van der Maaten, CVPR 2020. https://arxiv.org/abs/1912.01991
 NCE(m, x), with scores s cosines over t, negatives n_j from the bank, S = sum_j exp s(x, n_j):
     paper    -log h(x, m) - sum_j log(1 - h(x, n_j)),  h(x, y) = exp s(x, y) / (exp s(x, y) + S)
     softmax  its first term alone
-    binary   K + 1 two-way problems with noise 1 / n and a normaliser Z that the first batch
-             fixes: what the official code (VISSL) computes, whose negatives may be the image itself
+    binary   K + 1 two-way problems with noise 1 / n and a normaliser Z that the first batch fixes:
+             as the official code (VISSL), whose negatives may be the image (`reappear`)
 g: every tile through the trunk and one shared layer to D, the T outputs side by side in a random
 order out of all T! (any number of orders: no parameter depends on it), and a last layer T D -> D.
 lambda = 0 is instance discrimination (NPID), bit for bit; lambda = 1 the transformed branch alone.
 
-VISSL's later variant has a hidden layer in f and g, nce=softmax, t = 0.1, and SimCLR's colours and
-blur: method=pirl_mlp. Transfer uses the trunk alone, never f or g.
+VISSL's later variant (method=pirl_mlp): a hidden layer in f and g, nce=softmax, t = 0.1, SimCLR's
+colours and blur. Transfer: the trunk alone.
 Traps: tile i of image b is row T b + i; colours and flips are drawn per tile, places and turns per
-image; the bank never sees vt; exp(1 / t) overflows half precision; h of the paper and of the code
-differ, and so do their numbers.
+image; the bank never sees vt; exp(1 / t) overflows half precision; the code's h is another.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -48,18 +48,19 @@ class PIRL(Method):
         optim: see `Method`.
         hidden: width of a hidden layer with ReLU in f and before g's concatenation; null for
             the paper's linear heads.
-        norm: of the heads, after every layer: "none", "batch" or "sync". The paper has none.
-            Embeddings of a young network all point one way; a norm centres them in short runs.
+        norm: of the heads, after every layer: "none" (the paper), "batch" or "sync". It centres
+            a young network's embeddings, which short runs need.
         dim: D, width of the embedding.
         tiles: T of a Jigsaw branch; 0 for an image branch (rotation).
         negatives: K; 0 for nce=softmax over all images.
         temperature: t.
         lambd: weight of the transformed branch.
         momentum: of the memory bank.
-        bank: makes it: see `memory_bank`.
+        bank: makes it, see `memory_bank`.
         nce: "paper", "softmax" or "binary".
         reappear: an image's own memory may be among its negatives, as in the official code.
         shared_negatives: both branches have the same negatives; VISSL draws them anew.
+        per_image: each image draws its own, as in the official code; see `MemoryNCE`.
     """
 
     revisits = True
@@ -82,12 +83,11 @@ class PIRL(Method):
         nce: Literal["paper", "softmax", "binary"] = "paper",
         reappear: bool = False,
         shared_negatives: bool = False,
+        per_image: bool = False,
     ) -> None:
         super().__init__(backbone, augment, optim)
-        if not 0 <= lambd <= 1:
-            raise ValueError(f"lambd must lie in [0, 1], got {lambd}")
-        if tiles < 0:
-            raise ValueError(f"tiles must be 0 (a whole image) or their number, got {tiles}")
+        if not 0 <= lambd <= 1 or tiles < 0:
+            raise ValueError(f"lambd must lie in [0, 1], tiles be 0 or more: {lambd=}, {tiles=}")
         self.dim, self.tiles, self.momentum, self.bank = dim, tiles, momentum, bank
         self.lambd, self.shared_negatives = lambd, shared_negatives
         widths = [self.feature_dim, *([] if hidden is None else [hidden]), dim]
@@ -101,6 +101,7 @@ class PIRL(Method):
             temperature=temperature,
             reappear=reappear,
             branches=2,
+            per_image=per_image,
         )
 
     def prepare(self, count: int, classes: int) -> None:
@@ -108,19 +109,17 @@ class PIRL(Method):
         self.memory.fill(Draws(self.seed, "memory"))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        (image, other), index = batch["views"], batch["index"]
+        (image, changed), index = batch["views"], batch["index"]
         h = self.backbone(image)
         v = unit_rows(self.f(h))  # B D
-        vt = unit_rows(self.transformed(other))  # B D
+        vt = unit_rows(self.transformed(changed))  # B D
         self.watch(features=h, embeddings=v)
-        own = "negatives" if self.shared_negatives else "transformed negatives"
-        original, transformed = (self.shared_draws(name) for name in ("negatives", own))
-        terms = {
-            "transformed": self.lambd * self.nce(vt, self.memory, index, transformed, TRANSFORMED),
-            "original": (1 - self.lambd) * self.nce(v, self.memory, index, original, ORIGINAL),
-        }
+        other = "negatives" if self.shared_negatives else "transformed negatives"
+        drawn = partial(self.draws, rows=len(v)) if self.nce.per_image else self.shared_draws
+        original = self.nce(v, self.memory, index, drawn("negatives"), ORIGINAL)
+        transformed = self.nce(vt, self.memory, index, drawn(other), TRANSFORMED)
         self.memory.update(index, v.detach())
-        return terms
+        return {"transformed": self.lambd * transformed, "original": (1 - self.lambd) * original}
 
     def transformed(self, other: Tensor) -> Tensor:
         """g of tiles (B, T, 3, h, w), in the order they come in, or of images (B, 3, H, W)."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.dist import all_rows, gather, rank, reduce_sum
+from unlabeled.dist import all_rows, gather, rank, reduce_sum, world_size
 from unlabeled.draws import Draws, seed_of
 from unlabeled.parts.clustering import Clusters, kmeans
 
@@ -28,6 +28,7 @@ def lloyd(
     iterations: int = 50,
     seed: int = 0,
     spherical: bool = False,
+    keep_empty: bool = False,
     device: torch.device | None = None,
 ) -> Clusters:
     """k-means, Euclidean, of the rows of all processes; the same partition in every one.
@@ -45,6 +46,7 @@ def lloyd(
         seed: of the first centroids, and of what fills empty clusters.
         spherical: rows and centroids are of unit length, and the nearest is that of the largest
             product.
+        keep_empty: an empty cluster keeps its centroid instead.
         device: where distances are computed; none: where rows are.
 
     Raises:
@@ -63,18 +65,34 @@ def lloyd(
     for iteration in count():
         labels, sums, sizes = _pass(rows, centroids, scale, spherical=spherical)
         empty = (sizes == 0).nonzero().flatten().tolist()
-        if iteration >= iterations + (EXTRA if empty else 0):
+        if iteration >= iterations + (EXTRA if empty and not keep_empty else 0):
             break
         means = (sums.double() / scale / sizes.clamp(min=1)[:, None]).float()
-        if iteration >= iterations:
+        if keep_empty:
+            means[empty] = centroids[empty]
+        elif iteration >= iterations:
             means[empty] = _farthest(rows, first, labels, centroids, len(empty))
         else:
             _split(means, sizes, empty, Draws(seed, "empty", iteration).generator)
         means = F.normalize(means, dim=1) if spherical else means
-        if not empty and torch.equal(means, centroids):
+        if (keep_empty or not empty) and torch.equal(means, centroids):
             break
         centroids = means
     return Clusters(gather(labels.to(device), shares).cpu(), centroids.cpu())
+
+
+def spherical(
+    x: Tensor, clusters: int, iterations: int, seed: int, *, keep_empty: bool
+) -> Clusters:
+    """Spherical k-means of unit rows (n, d) that every process has.
+
+    By faiss, whose empty clusters share others' points; `keep_empty`: by `lloyd`, each process a
+    part of the rows, and an empty cluster keeps its centroid.
+    """
+    if not keep_empty:
+        return kmeans(x, clusters, iterations=iterations, seed=seed, spherical=True)
+    own = x.tensor_split(world_size())[rank()]
+    return lloyd(own, clusters, iterations=iterations, seed=seed, spherical=True, keep_empty=True)
 
 
 def is_shared(kmeans: str) -> bool:
