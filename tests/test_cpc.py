@@ -174,6 +174,18 @@ def test_the_positive_is_never_among_the_drawn():
     assert not torch.equal(method.drawn("else", b, own, 9), drawn)
 
 
+def test_the_positive_may_be_among_the_drawn_where_that_is_asked_for():
+    """GreedyInfoMax's code: every key is as likely, the positive too."""
+    method, own = cpc(negatives=50, reappear=True), torch.tensor([0, 5, 8] * 4).repeat(3)
+    drawn = method.drawn("test", 3, own, 9)
+    for target in (0, 5, 8):
+        assert drawn[own == target].flatten().bincount(minlength=9).min() > 0.6 * 600 / 9
+    method, batch = cpc(negatives=7, reappear=True), grid()
+    never = cpc(negatives=7).loss(batch)["down"]
+    assert method.loss(batch)["down"].isfinite()
+    assert not torch.equal(method.loss(batch)["down"], never)
+
+
 @pytest.mark.parametrize("negatives", [0, 5])
 def test_chunks_change_nothing(negatives):
     found = []
@@ -443,6 +455,7 @@ def test_an_affine_map_turns_shears_and_shifts():
         (lambda: cpc(steps=0), "steps must be at least 1, got 0"),
         (lambda: cpc(skip=-1), "skip must be at least 0, got -1"),
         (lambda: cpc(negatives=-1), "negatives must be at least 0, got -1"),
+        (lambda: cpc(reappear=True), "reappear=true is about negatives that are drawn"),
         (lambda: cpc(chunk=0), "chunk must be at least 1, got 0"),
         (lambda: cpc(dim=0), "dim must be at least 1, got 0"),
         (lambda: cpc(width=0), "width and blocks must be at least 1, got 0 and 2"),

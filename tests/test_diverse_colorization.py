@@ -19,7 +19,6 @@ from unlabeled.optim import Optim
 from unlabeled.parts.color_vae import (
     FLOOR,
     ColorVAE,
-    error_of_best,
     gradient_distance,
     kl_divergence,
     principal_axes,
@@ -28,6 +27,8 @@ from unlabeled.parts.color_vae import (
     truncated_normal,
     weighted_distance,
 )
+from unlabeled.parts.dropout import dropped
+from unlabeled.parts.field_error import error_of_best
 from unlabeled.parts.mixture import MixtureHead, likeliest, mixture_loss
 
 
@@ -314,6 +315,25 @@ def test_the_backbone_learns_from_the_mixture_alone_and_the_vae_from_the_rest():
     assert gradients(method, batch, "mixture") == {"backbone": True, "vae": True}
 
 
+def test_what_is_dropped_is_drawn_by_row_and_step_in_training_alone():
+    """A share of what the moments' and the mixture's linear layers read (the official code)."""
+    x, draws = torch.ones(64, 3, 5, 5), lambda: Draws(0, "dropout", rows=64)
+    kept = dropped(x, 0.25, draws())
+    assert (kept == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert torch.equal(kept, dropped(x, 0.25, draws()))
+    assert dropped(x, 0.25, None) is x
+    assert dropped(x, 0.0, draws()) is x
+    batch = coloured(8)
+    expected, held_out = made().loss(batch), made().measure(batch, 0)
+    for part, term in (("vae", "reconstruction"), ("mixture", "mixture")):
+        method = made(**{part: {"dropout": 0.5}})
+        assert method.measure(batch, 0) == held_out
+        found = method.loss(batch)
+        assert not torch.equal(found[term], expected[term])
+        assert torch.equal(found["reconstruction"], expected["reconstruction"]) == (part != "vae")
+
+
 def test_fields_are_sub_sampled():
     method = made()
     ab = normals(2, 2, 32, 32)
@@ -326,6 +346,9 @@ def test_what_is_noted_and_shown_of_held_out_images():
     errors = [found[f"error_of_best_{k}"] for k in (1, 3, 4)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0]
+    ab = method._small(batch["target"]["ab"])
+    each = (ab - ab.mean((0, 2, 3), keepdim=True)).square().sum(1).mean((1, 2)).sqrt()
+    torch.testing.assert_close(found["error_of_mean"], each.mean())
     assert found["variance"] > 0
     assert method.colors.counts.sum() == 0
     with torch.no_grad():
@@ -384,6 +407,8 @@ def test_images_for_the_axes_come_from_everywhere():
         ({"mixture": {"grid": 0}}, "grid"),
         ({"mixture": {"likelihood": "x"}}, "likelihood"),
         ({"mixture": {"divide_by": "x"}}, "divide_by"),
+        ({"vae": {"dropout": 1.0}}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"mixture": {"dropout": -0.1}}, "dropout must lie"),
         ({"samples": 5}, r"samples must lie in \[1, 4\]"),
         ({"fields": 1}, "fields"),
     ],

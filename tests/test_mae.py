@@ -124,11 +124,15 @@ def test_only_masked_patches_count():
 
 
 def test_predicting_the_mean_of_every_patch_costs_one():
-    """With the variance of n - 1 it would be 47 / 48."""
+    """With the variance of n - 1 it is 47 / 48."""
     patches = 3 + 5 * patchify(normals(2, 3, 8, 8), (4, 4))
     target, mean, std = standardized(patches)
     loss = masked_error(torch.zeros_like(target), target, some_mask())
     assert loss.item() == pytest.approx(1.0, abs=1e-6)
+    torch.testing.assert_close(target * std + mean, patches)
+    target, mean, std = standardized(patches, unbiased=True)  # the official code
+    loss = masked_error(torch.zeros_like(target), target, some_mask())
+    assert loss.item() == pytest.approx(47 / 48, abs=1e-6)
     torch.testing.assert_close(target * std + mean, patches)
     flat = standardized(torch.full((1, 1, 48), 0.7))[0]
     assert flat.abs().max() < 1e-3  # a patch of one colour
@@ -375,6 +379,15 @@ def test_other_backbones_and_pretrained_weights_are_refused():
     assert torch.equal(net.model.blocks[0].mlp.fc1.weight, before)
     with pytest.raises(ValueError, match=r"ratio=0.01 masks 0 of 16 patches"):
         mae(ratio=0.01).loss({"views": [torch.zeros(1, 3, 16, 16)]})
+
+
+def test_the_official_codes_variance_is_a_setting():
+    batch = {"views": [normals(2, 3, 16, 16).float()]}
+    for unbiased in (False, True):
+        method = mae(unbiased=unbiased)
+        patches, predicted, mask, _ = method.fill_in(batch)
+        expected = masked_error(predicted, standardized(patches, unbiased)[0], mask)
+        assert torch.equal(method.loss(batch)["reconstruction"], expected)
 
 
 def test_the_recipe_is_the_papers(compose):

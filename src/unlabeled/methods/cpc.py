@@ -17,7 +17,7 @@ eval mode; distance d of a G x G grid has G (G - d) terms an image; a grid upsid
 and up. Traps: batch norm of f lets patches see one another (v2's reason for backbone.norm=layer,
 per patch over C, H, W); a context that sees its target; the positive among the drawn negatives;
 augmenting before the cut; patches that overlap (choose `skip` so that d * stride >= size).
-GreedyInfoMax: context=none, negatives=16, skip=1, where the positive may be drawn too.
+GreedyInfoMax's code: context=none, negatives=16, skip=1, reappear=true (drawn from target rows).
 """
 
 from collections.abc import Sequence
@@ -53,6 +53,7 @@ class CPC(Method):
         dim: width of predictions and targets; null: z itself.
         scale: of the predictions.
         negatives: K, drawn for each term; 0: all other patches of the global batch.
+        reappear: whether j+ may be among those drawn for it, and count twice.
         chunk: queries whose scores exist at a time, see `choice`; the loss is the same.
     """
 
@@ -73,6 +74,7 @@ class CPC(Method):
         dim: int | None = None,
         scale: float = 1.0,
         negatives: int = 0,
+        reappear: bool = False,
         chunk: int | None = None,
     ) -> None:
         super().__init__(backbone, augment, optim)
@@ -83,6 +85,9 @@ class CPC(Method):
         for key, (value, low) in least.items():
             if value < low:
                 raise ValueError(f"{key} must be at least {low}, got {value}")
+        if reappear and not negatives:
+            raise ValueError("reappear=true is about negatives that are drawn: set negatives")
+        self.reappear = reappear
         self.skip, self.scale, self.negatives, self.chunk = skip, scale, negatives, chunk
         options = {"steps": steps, "dim": dim, "sight": context, "width": width, "blocks": blocks}
         self.sides = nn.ModuleDict({d: Downwards(self.feature_dim, **options) for d in directions})
@@ -116,9 +121,10 @@ class CPC(Method):
         return torch.stack(found).mean(0)
 
     def drawn(self, purpose: str, b: int, own: Tensor, count: int) -> Tensor | None:
-        """(Q, K) of `count` keys for each of Q terms, with replacement, never its own."""
+        """(Q, K) of `count` keys for each of Q terms, with replacement; its own: see `reappear`."""
         if not self.negatives:
             return None
-        drawn = self.draws(purpose, b).integers(count - 1, len(own) // b, self.negatives)
+        most = count if self.reappear else count - 1
+        drawn = self.draws(purpose, b).integers(most, len(own) // b, self.negatives)
         drawn = to(drawn, own.device).flatten(0, 1)
-        return drawn + (drawn >= own[:, None]).long()
+        return drawn if self.reappear else drawn + (drawn >= own[:, None]).long()

@@ -10,15 +10,15 @@ Deshpande, Lu, Yeh, Chong and Forsyth, CVPR 2017. https://arxiv.org/abs/1612.019
     MDN: P(z | G) = sum_{k<=8} pi_k N(z; mu_k, 0.1^2) from the backbone's last map of G
     L_mdn = -log pi_k* + |z - mu_k*|^2 / (2 sigma^2), k* the component with the nearest mean
 
-Colours of G are the decoded means of the likeliest components. L_pc and its weight are from memory
-of the paper (there by pixel sums; here per number of a field), and the official code lacks it.
+Colours of G are the decoded means of the likeliest components. L_pc is by pixel sums in the paper,
+here per number of a field; the official code has it in its network without grey skips alone.
 
 Both stages learn at once: z enters L_mdn without gradients, so that the VAE is what it would be
 alone, and the mixture follows it until the learning rate falls to 0. The backbone learns from
 L_mdn only. Where the official code (aditya12agd5/divcolor) differs the paper's is the default:
 kl_reduction=sum (the code sums KL over the batch, but averages the rest), divide_by=sigma (in the
 place of sigma^2), stop_gradient=false (the code drops what stop_gradient returns), truncated=true
-(noise), grey_skips=true, principal=0. Dropout is left out, and the code tiles z for batch 1 alone.
+(noise), grey_skips=true with principal=0, and dropout, 0.3 in the VAE and 0.25 in the mixture.
 """
 
 from collections.abc import Callable
@@ -32,8 +32,9 @@ from unlabeled.batch import Batch
 from unlabeled.lab import AB, rgb_to_lab
 from unlabeled.method import Method
 from unlabeled.optim import Optim
-from unlabeled.parts.color_vae import ColorVAE, error_of_best, scattered
+from unlabeled.parts.color_vae import ColorVAE, scattered
 from unlabeled.parts.colors import ColorBins, colored
+from unlabeled.parts.field_error import error_of_best, error_of_mean
 from unlabeled.parts.map_head import channels
 from unlabeled.parts.mixture import MixtureHead, likeliest
 
@@ -96,18 +97,20 @@ class DiverseColorization(Method):
         nearest = self.colors.nearest(ab)
         if self.training:
             self.colors.count(nearest)
-        mu, log_var = self.vae.encode(ab / AB)
+        dropout = self.draws("dropout", len(x)) if self.training else None
+        mu, log_var = self.vae.encode(ab / AB, dropout)
         z = self.vae.sample(mu, log_var, self.draws("vae", len(x)))
         weight = self.colors.weights()[nearest]
         field = self.vae.decode(z, light)
         h = list(self.backbone.stages(x).values())[-1]  # type: ignore[operator]
-        predicted = self.mixture(h)
+        predicted = self.mixture(h, dropout)
         self.watch(features=h.mean((2, 3)))
         if not self.training:
             fields = self._fields(predicted, light, self.mixture.components) * AB
             best = error_of_best(fields, ab).mean(0)
             for k in (1, self.samples, self.mixture.components):
                 self.note(f"error_of_best_{k}", best[k - 1])
+            self.note("error_of_mean", error_of_mean(ab).mean())
             self.note("variance", fields.var(1, correction=0).sum(1).mean())
         aim = z.detach() if self.stop_gradient else z
         terms = self.vae.terms(field, ab / AB, weight, mu, log_var, self.progress)

@@ -11,11 +11,11 @@ The encoder sees a class token and the visible patches and computes nothing for 
 sees their tokens and a learned one for each masked patch. Predicting a patch's mean gives L = 1.
 
 From memory: sine-cosine positions and Glorot's initialisation in both networks; pixels are those of
-normalised views; the official code's variance has n - 1 for n, 768 there. Invariants: visible
-patches cost nothing and get no gradient of the loss; the order in which patches are seen changes
-nothing; each image has as many masked patches. Traps: masks that the images of a batch share; mask
-tokens in the encoder; positions that are shuffled with the patches but not back; flat patches,
-whose deviation is zero.
+normalised views; the official code's variance has n - 1 for n, 768 there: `unbiased`. Invariants:
+visible patches cost nothing and get no gradient of the loss; the order in which patches are seen
+changes nothing; each image has as many masked patches. Traps: masks that the images of a batch
+share; mask tokens in the encoder; positions that are shuffled with the patches but not back; flat
+patches, whose deviation is zero.
 """
 
 from typing import Any, ClassVar, Literal, cast
@@ -42,6 +42,7 @@ class MAE(Method):
         ratio: share of patches that are masked.
         dim: width of the decoder; `depth` are its blocks, `heads` those of its attention.
         normalize: predict pixels normalised by patch; else those of the view.
+        unbiased: by a variance with n - 1 for n (the official code).
         positions: "fixed" gives the encoder sines and cosines; "own" leaves what it has to learn.
         glorot: initialise the encoder as the paper does; else it stays as it is.
     """
@@ -59,6 +60,7 @@ class MAE(Method):
         depth: int = 8,
         heads: int = 16,
         normalize: bool = True,
+        unbiased: bool = False,
         positions: Literal["fixed", "own"] = "fixed",
         glorot: bool = True,
     ) -> None:
@@ -78,7 +80,8 @@ class MAE(Method):
                 f"{glorot=}, {positions=} would overwrite pretrained weights of the backbone: set "
                 "method.glorot=false method.positions=own"
             )
-        self.ratio, self.normalize, self.patch = ratio, normalize, encoder.patch
+        self.ratio, self.normalize, self.unbiased = ratio, normalize, unbiased
+        self.patch = encoder.patch
         sizes = dict(dim=dim, depth=depth, heads=heads, outputs=3 * self.patch[0] * self.patch[1])
         self.decoder = PatchDecoder(self.feature_dim, encoder.prefix, **sizes)
         initialize(self.decoder)
@@ -89,7 +92,7 @@ class MAE(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         patches, predicted, mask, features = self.fill_in(batch)
-        target = standardized(patches)[0] if self.normalize else patches
+        target = standardized(patches, self.unbiased)[0] if self.normalize else patches
         self.watch(features=features)
         return {"reconstruction": masked_error(predicted, target, mask)}
 
@@ -110,7 +113,7 @@ class MAE(Method):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Normalised predictions are shown with the true patch's mean and deviation."""
         patches, predicted, mask, _ = self.fill_in(batch)
-        _, mean, std = standardized(patches)
+        _, mean, std = standardized(patches, self.unbiased)
         hidden, shown = mask[..., None].bool(), predicted.float()
         shown = shown * std + mean if self.normalize else shown
         masked, filled = patches.masked_fill(hidden, 0.0), torch.where(hidden, shown, patches)

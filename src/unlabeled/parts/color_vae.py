@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unlabeled.dist import world_size
 from unlabeled.draws import Draws, to
+from unlabeled.parts.dropout import dropped, probability
 from unlabeled.parts.precision import full_precision, raised
 
 LEAST = 4  # side of the smallest map
@@ -31,6 +32,8 @@ class ColorVAE(nn.Module):
         specific: weight of that term.
         truncated: whether noise is cut at 2 deviations.
         grey_skips: whether the decoder sees maps of the field's light.
+        dropout: of the map that gives z's moments, the share left out in training (official
+            code: 0.3).
     """
 
     axes: Tensor
@@ -50,6 +53,7 @@ class ColorVAE(nn.Module):
         specific: float = 0.1,
         truncated: bool = False,
         grey_skips: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         levels = (size // LEAST).bit_length() - 1
@@ -70,7 +74,7 @@ class ColorVAE(nn.Module):
         self.register_buffer("variances", torch.full((principal,), FLOOR))
         self.register_buffer("known", torch.tensor(False))  # whether there are axes yet
         widths = [width * 2**i for i in range(levels)]
-        self.size, self.grey_skips = size, grey_skips
+        self.size, self.grey_skips, self.dropout = size, grey_skips, probability(dropout)
         self.down = nn.ModuleList(map(_halved, [2, *widths[:-1]], widths))
         self.moments = nn.Linear(widths[-1] * LEAST**2, 2 * dim)
         self.start = nn.Sequential(
@@ -87,10 +91,11 @@ class ColorVAE(nn.Module):
         )
         self.last = nn.Conv2d(width, 2, 5, padding=2)
 
-    def encode(self, field: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and log sigma^2 (B, dim)."""
+    def encode(self, field: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
+        """mu and log sigma^2 (B, dim); nothing is dropped without draws."""
         for block in self.down:
             field = block(field)
+        field = dropped(field, self.dropout, draws)
         mu, log_var = self.moments(field.flatten(1)).chunk(2, 1)
         return raised(mu), raised(log_var).clamp(-20, 20)
 
@@ -227,17 +232,6 @@ def scattered(data: Any, count: int, runs: int = 32) -> Iterator[Tensor]:
         start, end = i * n // runs, (i + 1) * n // runs
         if start < end:
             yield from (b["crops"][0] for b in data.scan("train", start, min(start + each, end)))
-
-
-def error_of_best(fields: Tensor, truth: Tensor) -> Tensor:
-    """Root mean squared error (B, K) of the best among the first 1, ..., K fields.
-
-    Args:
-        fields: (B, K, 2, S, S).
-        truth: (B, 2, S, S).
-    """
-    error = (fields - truth[:, None]).square().sum(2).mean((2, 3)).sqrt()
-    return error.cummin(1).values
 
 
 def truncated_normal(uniform: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.dist import SyncBatchNorm
-from unlabeled.draws import Draws, to
+from unlabeled.draws import Draws
+from unlabeled.parts.dropout import dropped, probability
 
 
 class Dense(nn.Module):
@@ -35,12 +36,10 @@ class Dense(nn.Module):
             raise ValueError(f"widths must be at least 1, got {list(widths)}")
         if norm not in ("batch", "sync", "none"):
             raise ValueError(f"norm must be batch, sync or none, got {norm!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         layer = {"batch": nn.BatchNorm1d, "sync": SyncBatchNorm}.get(norm)
         count = len(widths) - 1
         first = 0 if layer is None else count if normed is None else normed
-        self.dim, self.dropout = widths[-1], dropout
+        self.dim, self.dropout = widths[-1], probability(dropout)
         self.layers = nn.ModuleList(
             nn.Linear(a, b, bias=i >= first) for i, (a, b) in enumerate(itertools.pairwise(widths))
         )
@@ -53,7 +52,5 @@ class Dense(nn.Module):
         """(B, dim); nothing is dropped without draws."""
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = F.relu(norm(layer(x)))
-            if draws is not None and self.dropout:
-                kept = to(draws.fork(i).uniform(x.shape[1]) >= self.dropout, x.device)
-                x = x * kept / (1 - self.dropout)
+            x = dropped(x, self.dropout, None if draws is None else draws.fork(i))
         return x

@@ -6,9 +6,14 @@ from torch import Tensor
 from unlabeled.parts.precision import full_precision
 
 
-def standardized(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches (B, L, P) with zero mean and unit variance each, their means, and deviations."""
-    var, mean = torch.var_mean(patches, 2, correction=0, keepdim=True)
+def standardized(patches: Tensor, unbiased: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches (B, L, P) with zero mean and unit variance each, their means, and deviations.
+
+    Args:
+        patches: of images.
+        unbiased: a variance with P - 1 for P.
+    """
+    var, mean = torch.var_mean(patches, 2, correction=int(unbiased), keepdim=True)
     std = (var + 1e-6).sqrt()
     return (patches - mean) / std, mean, std
 

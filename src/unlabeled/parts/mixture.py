@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from unlabeled.draws import Draws
+from unlabeled.parts.dropout import dropped, probability
 from unlabeled.parts.mlp import mlp
 from unlabeled.parts.precision import full_precision, raised
 
@@ -47,6 +49,8 @@ class MixtureHead(nn.Module):
         grid: side of the map that it reads.
         likelihood: see `mixture_loss`.
         divide_by: likewise.
+        dropout: of what either linear layer reads, the share left out in training (official
+            code: 0.25).
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class MixtureHead(nn.Module):
         grid: int = 4,
         likelihood: str = "nearest",
         divide_by: str = "variance",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (("components", components), ("width", width), ("grid", grid)):
@@ -73,6 +78,7 @@ class MixtureHead(nn.Module):
             raise ValueError(f"divide_by must be variance or sigma, got {divide_by!r}")
         self.components, self.dim, self.sigma = components, dim, sigma
         self.likelihood, self.divide_by = likelihood, divide_by
+        self.dropout = probability(dropout)
         narrow = max(1, width // 4)
         self.read = nn.Sequential(
             nn.Conv2d(channels, narrow, 1, bias=False),
@@ -83,8 +89,13 @@ class MixtureHead(nn.Module):
         )
         self.mixture = mlp(narrow * grid**2, width, components * (dim + 1))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out = raised(self.mixture(self.read(x)))
+    def forward(self, x: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
+        out = self.read(x)
+        for i, layer in enumerate(self.mixture):
+            if draws is not None and isinstance(layer, nn.Linear):
+                out = dropped(out, self.dropout, draws.fork(i))
+            out = layer(out)
+        out = raised(out)
         logits, mu = out.split([self.components, self.components * self.dim], 1)
         return logits.log_softmax(1), mu.view(-1, self.components, self.dim)
 

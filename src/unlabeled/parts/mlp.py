@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.dist import SyncBatchNorm
-from unlabeled.draws import Draws, to
+from unlabeled.draws import Draws
+from unlabeled.parts.dropout import dropped, probability
 
 
 def mlp(
@@ -71,17 +72,12 @@ class Hidden(nn.Module):
 
     def __init__(self, *widths: int, dropout: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        self.dropout, self.dim = dropout, widths[-1]
+        self.dropout, self.dim = probability(dropout), widths[-1]
         self.layers = nn.ModuleList(map(nn.Linear, widths[:-1], widths[1:]))
 
     def forward(self, h: Tensor, draws: Draws | None = None) -> Tensor:
         """The last layer's output (B, dim), before a ReLU; nothing is dropped without draws."""
         for i, layer in enumerate(self.layers):
             h = F.relu(h) if i else h
-            if draws is not None and self.dropout:
-                kept = to(draws.fork(i).uniform(h.shape[1]) >= self.dropout, h.device)
-                h = h * kept / (1 - self.dropout)
-            h = layer(h)
+            h = layer(dropped(h, self.dropout, None if draws is None else draws.fork(i)))
         return h
