@@ -671,6 +671,13 @@ def test_every_task_is_measured_and_shown(pair, tmp_path):
 # What is refused
 
 
+class Clusters(Rotation):
+    pretext = False
+
+    def begin_epoch(self, epoch):
+        return torch.arange(4)
+
+
 class Manual(Rotation):
     def __init__(self, backbone, augment, optim):
         super().__init__(backbone, augment, optim)
@@ -685,6 +692,7 @@ class Manual(Rotation):
         ({"tasks": {}}, r"for some of tasks=\[\]"),
         ({"norm": "each"}, "norm must be shared or per_task, got 'each'"),
         ({"tasks": {"a": partial(Manual, augment=None)}}, "a steps by itself, and a task may"),
+        ({"tasks": {"b": partial(Clusters, augment=None)}}, "b has phases and is no pretext task"),
     ],
 )
 def test_bad_values_are_named(options, said):

@@ -41,9 +41,17 @@ def weights_of(tasks: Iterable[str], weights: Mapping[str, float] | None) -> dic
     return found
 
 
-def lent(tasks: Mapping[str, nn.Module], backbone: nn.Module) -> nn.ModuleDict:
-    """Tasks whose backbone is a part of who lends it, and none of theirs."""
-    for task in tasks.values():
+def lent(tasks: Mapping[str, Any], backbone: nn.Module) -> nn.ModuleDict:
+    """Tasks whose backbone is a part of who lends it, and none of theirs.
+
+    Raises:
+        ValueError: one computes something of all images between epochs (clusters).
+    """
+    for name, task in tasks.items():
+        if "begin_epoch" in vars(type(task)) and not task.pretext:
+            raise ValueError(
+                f"{name} has phases and is no pretext task: it cannot be one of several"
+            )
         del task.backbone
         object.__setattr__(task, "backbone", backbone)
     return nn.ModuleDict(tasks)
