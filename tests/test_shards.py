@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import METHODS, RECORDINGS
 from PIL import Image
-from test_every_yaml import overrides
 from test_stream import fit, flat
 
 from unlabeled.data import tar
@@ -24,7 +22,6 @@ from unlabeled.data.order import BufferedOrder
 from unlabeled.data.remote import Copies, Source, expand, find
 from unlabeled.data.shards import Shards
 from unlabeled.data.stream import Stream
-from unlabeled.train import run
 
 COUNTS, BATCH = (7, 5, 9, 6), 4
 COUNT = sum(COUNTS)
@@ -574,17 +571,3 @@ def test_find_tells_sizes(shards, memory):
     local, there = find(shards, "*.tar"), find(Path("memory://bucket"), "*.tar")
     assert [s.size for s in local] == [s.size for s in there]
     assert [s.name for s in local] == [s.name for s in there] == [f"0000{i}.tar" for i in range(4)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in RECORDINGS])
-def test_every_method_runs_on_shards(
-    method, compose, source, teacher, tmp_path, monkeypatch, shards
-):
-    data = ["data=shards", f"data.root={shards}", "data.tier=folder", "data.layout.buffer=8"]
-    lines = [*overrides(f"method/{method}"), *data]
-    lines = [line.replace("SOURCE", str(source)).replace("TEACHER", str(teacher)) for line in lines]
-    scores = run(compose(*lines), tmp_path / "run")
-    assert scores == {}
-    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert saved["global_step"] == 2

@@ -5,10 +5,14 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import CONF
+from conftest import CONF, METHODS, RECORDINGS
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from PIL import Image
+from test_every_yaml import overrides
+
+from unlabeled.errors import InputError
+from unlabeled.train import run
 
 COUNT = 12
 SIZES = ["data.limit=null", "data.batch_size=4", "data.workers=0", "data.size=16"]
@@ -102,3 +106,40 @@ def test_methods_that_index_images_say_so():
     assert not {"simclr", "swav", "seer", "moco", "byol"} & {
         n for n, is_so in found.items() if is_so
     }
+
+
+FAST = {
+    *(("jigsaw", "memory"), ("jigsaw", "stream"), ("swav", "folder"), ("swav", "stream")),
+    *(("pirl", "memory"), ("colorization", "stream")),
+}
+EACH = [
+    pytest.param(name, tier, marks=() if (name, tier) in FAST else pytest.mark.slow)
+    for name in METHODS
+    if name not in RECORDINGS
+    for tier in TIERS
+]
+
+
+def refused(cfg, tier):
+    """Why a stream cannot be what this method learns from, if so."""
+    if tier != "stream":
+        return None
+    if cfg.method._target_.endswith("Supervised"):
+        return r"needs \['label'\] in every batch"
+    return "a stream meets each image once" if get_class(cfg.method._target_).revisits else None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "tier"), EACH)
+def test_every_method_runs_on_every_tier(name, tier, compose, source, teacher, root, tmp_path):
+    given = [x for x in overrides(f"method/{name}") if not x.startswith(("data=", "data.tier="))]
+    given = [line.replace("SOURCE", str(source)).replace("TEACHER", str(teacher)) for line in given]
+    cfg = compose(*given, *TIERS[tier], f"data.root={root}", "data.batch_size=4")
+    if reason := refused(cfg, tier):
+        with pytest.raises((ValueError, InputError), match=reason):
+            run(cfg, tmp_path / "run")
+        return
+    assert run(cfg, tmp_path / "run") == {}
+    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(x.isfinite().all() for k, x in saved["state_dict"].items() if k[:9] == "backbone.")
