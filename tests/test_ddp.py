@@ -10,7 +10,7 @@ from functools import cache, partial
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import CONF, small
+from conftest import CONF, METHODS, small
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from processes import mean, on_processes
@@ -70,6 +70,7 @@ OWN_FILES = (  # one of each file in methods/
 ACROSS = ("clusterfit", "deepcluster_v2", "moco", "npid", "simclr")  # by what they exchange
 OTHERS = (
     "cpc_v2",
+    "demo",
     "moco_v2",
     "pirl_jigsaw_rotation",
     "pirl_mlp",
@@ -166,6 +167,10 @@ def all_trained(names, source, teacher):
 @pytest.fixture(scope="module")
 def alone(source, teacher):
     return cache(lambda name: trained(name, source, teacher))
+
+
+def test_no_method_is_forgotten():
+    assert {name.partition(" ")[0] for name in (*OWN_FILES, *OTHERS, *ALONE)} == set(METHODS)
 
 
 @pytest.mark.parametrize(
