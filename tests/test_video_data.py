@@ -1,6 +1,7 @@
 """Sets of media files as splits: folders, official lists, CSV lists; and methods on them."""
 
 import logging
+import os
 import sys
 
 import numpy as np
@@ -112,6 +113,28 @@ def test_the_index_is_made_once_and_only_for_what_changed(tmp_path, clip, monkey
         file.write_bytes(b"damaged")
     assert len(layout(root, 0)["train"].recording(0).times) == 4
     assert len(seen) == 11
+
+
+def test_a_file_replaced_by_one_of_its_size_is_read_again(tmp_path, clip, monkeypatch):
+    root, padded = tmp_path / "set", clip["short"]
+    assert len(padded) < len(clip["heard"])
+    padded += (len(clip["heard"]) - len(padded)).to_bytes(4, "big") + b"free"  # a box of nothing
+    padded = padded.ljust(len(clip["heard"]), b"\0")
+    tree(root, clip["heard"], {"train": 2})
+    seen = []
+    probe = media_index.probe
+    monkeypatch.setattr(media_index, "probe", lambda path: seen.append(path.name) or probe(path))
+    layout = VideoFolder(test_share=0)
+    before = layout(root, 0)["train"]
+    (root / "train/run/0.mp4").write_bytes(padded)
+    os.utime(root / "train/run/0.mp4", ns=(1, 1))
+    after = layout(root, 0)["train"]
+    (at,) = [i for i in range(len(after)) if after.name(i) == "train/run/0.mp4"]
+    assert seen[4:] == ["0.mp4"]
+    assert after.files.sizes[at] == before.files.sizes[at]
+    assert len(after.recording(at).times) == 4 < len(before.recording(at).times)
+    kept = {x.recording(at).kept for x in (before, after)}
+    assert len(kept) == 2  # nor is how much moves in it what it was
 
 
 def test_without_pyav_the_error_says_what_to_install(tmp_path, clip, monkeypatch):

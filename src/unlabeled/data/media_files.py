@@ -80,13 +80,14 @@ class Media:
 
     def recording(self, i: int) -> Film | SoundFile:
         """One of them. Raises `UnreadableError`."""
-        facts = self.table.facts(int(self.rows[i]))
+        row = int(self.rows[i])
+        facts, stamp = self.table.facts(row), self.table.stamp(row)
         if facts.reason:
             raise UnreadableError(facts.reason)
         path = self.root / self.name(i)
         if not self.pictured:
             return SoundFile(path, facts)
-        said = f"{path.absolute()} {self.files.sizes[i]}".encode("utf-8", "surrogateescape")
+        said = f"{path.absolute()} {stamp.size} {stamp.changed}".encode("utf-8", "surrogateescape")
         name = hashlib.blake2b(said, digest_size=16).hexdigest()
         return Film(path, facts, cache_folder().parent / f"motion/{name[:2]}/{name}.npy")
 
@@ -128,12 +129,10 @@ def media(
     Raises:
         ValueError: nothing is left to train on.
     """
-    everything: dict[bytes, int] = {}
-    for files in splits.values():
-        everything |= dict(zip(files.paths.tolist(), files.sizes.tolist(), strict=True))
+    everything = dict.fromkeys(path for files in splits.values() for path in files.paths.tolist())
     root = splits["train"].root
     read = None if pictured else probe_sound
-    table = indexed(root, list(everything), list(everything.values()), read)
+    table = indexed(root, list(everything), read)
     at = {path: i for i, path in enumerate(everything)}
     found = {}
     for side, files in splits.items():

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -24,20 +24,29 @@ from unlabeled.data.rgb import UnreadableError
 from unlabeled.data.store import cores
 
 log = logging.getLogger(__name__)
-FORMAT = "1"  # of the cache file
+FORMAT = "2"  # of the cache file
 GUESSED = "avi"  # a container without the times of pictures: FFmpeg guesses them, at times wrongly
 TRIED = 16  # pictures whose times are looked at there
 SPARSE = "mpeg"  # one that has some: FFmpeg guesses others after a seek than from the start
 SAVED_EVERY = 60.0  # seconds
+ASKED, TOGETHER = 16, 256  # questions to the file system at once, each for so many files
 NONE = np.zeros(0, dtype=np.int64)
 Probe = Callable[[Path], Facts]
+
+
+class Stamp(NamedTuple):
+    """What tells a file from one that replaced it."""
+
+    size: int
+    changed: int
 
 
 class Table(NamedTuple):
     """The facts of many files. Regular times are kept as a start and a step."""
 
     paths: np.ndarray  # (N,) bytes, relative to a root
-    sizes: np.ndarray  # (N,) int64, bytes: another size, another file
+    sizes: np.ndarray  # (N,) int64, bytes; -1: there is no such file
+    changed: np.ndarray  # (N,) int64, ns: with another time or size it is another file
     numbers: np.ndarray  # (N, 8) int64: pictures, first, step, end, timed, sounding, ends of:
     bases: np.ndarray  # (N,) float64
     times: np.ndarray  # int64, of all files whose times are irregular,
@@ -46,6 +55,10 @@ class Table(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def stamp(self, i: int) -> Stamp:
+        """Of one file, when it was read."""
+        return Stamp(int(self.sizes[i]), int(self.changed[i]))
 
     def facts(self, i: int) -> Facts:
         """Of one file."""
@@ -60,9 +73,7 @@ class Table(NamedTuple):
         )
 
 
-def indexed(
-    root: Path, paths: Sequence[bytes], sizes: Sequence[int], read: Probe | None = None
-) -> Table:
+def indexed(root: Path, paths: Sequence[bytes], read: Probe | None = None) -> Table:
     """The facts of files, from the cache as far as it has them; others are read, as it has none.
 
     What is read is saved every minute: a start that is stopped goes on from there.
@@ -70,7 +81,6 @@ def indexed(
     Args:
         root: what paths are relative to.
         paths: of the files.
-        sizes: of each, in bytes.
         read: what reads a file, of another index of the same root; None: `probe`.
 
     Raises:
@@ -82,23 +92,43 @@ def indexed(
     cache = cache_folder().parent / "media" / f"{name}.npz"
     kept = _load(cache)
     known = {} if kept is None else {path: i for i, path in enumerate(kept.paths.tolist())}
-    rows: dict[bytes, tuple[int, Facts]] = {}
+    rows: dict[bytes, tuple[Stamp, Facts]] = {}
     missing = []
-    for path, size in zip(paths, sizes, strict=True):
+    for path, stamp in zip(paths, _stamps(root, paths), strict=True):
         i = known.get(path)
-        if kept is not None and i is not None and kept.sizes[i] == size:
-            rows[path] = (int(size), kept.facts(i))
+        if kept is not None and i is not None and kept.stamp(i) == stamp:
+            rows[path] = (stamp, kept.facts(i))
         else:
-            missing.append((path, int(size)))
+            missing.append((path, stamp))
     if missing:
         _read(root, missing, rows, cache, read or probe)
     return _table({path: rows[path] for path in paths})
 
 
+def _stamps(root: Path, paths: Sequence[bytes]) -> Iterator[Stamp]:
+    """Of all files, some looked up at once: a network's file system answers slowly."""
+
+    def look(some: Sequence[bytes]) -> list[Stamp]:
+        return [_stamp(os.path.join(os.fsencode(root), path)) for path in some]
+
+    with ThreadPoolExecutor(ASKED) as pool:
+        parts = (paths[i : i + TOGETHER] for i in range(0, len(paths), TOGETHER))
+        for found in pool.map(look, parts):
+            yield from found
+
+
+def _stamp(path: bytes) -> Stamp:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return Stamp(-1, 0)  # reading it says why
+    return Stamp(status.st_size, status.st_mtime_ns)
+
+
 def _read(
     root: Path,
-    missing: Sequence[tuple[bytes, int]],
-    rows: dict[bytes, tuple[int, Facts]],
+    missing: Sequence[tuple[bytes, Stamp]],
+    rows: dict[bytes, tuple[Stamp, Facts]],
     cache: Path,
     read: Probe,
 ) -> None:
@@ -107,10 +137,10 @@ def _read(
     with ThreadPoolExecutor(cores()) as pool:
         found = pool.map(lambda one: read(root / os.fsdecode(one[0])), missing)
         show = {"description": "index", "transient": True, "disable": not sys.stderr.isatty()}
-        for (path, size), facts in track(
+        for (path, stamp), facts in track(
             zip(missing, found, strict=True), total=len(missing), **show
         ):
-            rows[path] = (size, facts)
+            rows[path] = (stamp, facts)
             if time.monotonic() - saved > SAVED_EVERY:
                 _save(cache, _table(rows))
                 saved = time.monotonic()
@@ -154,7 +184,7 @@ def _probed(path: Path) -> Facts:
     return Facts(pts, keys, int(pts[-1]) + (last or step), base, True, sounding, "")
 
 
-def _table(rows: dict[bytes, tuple[int, Facts]]) -> Table:
+def _table(rows: dict[bytes, tuple[Stamp, Facts]]) -> Table:
     numbers = np.zeros((len(rows), 8), dtype=np.int64)
     times, keys = [NONE], [NONE]
     for i, (_, facts) in enumerate(rows.values()):
@@ -170,7 +200,8 @@ def _table(rows: dict[bytes, tuple[int, Facts]]) -> Table:
     found = list(rows.values())
     return Table(
         np.array(list(rows), dtype=np.bytes_),
-        np.array([size for size, _ in found], dtype=np.int64),
+        np.array([stamp.size for stamp, _ in found], dtype=np.int64),
+        np.array([stamp.changed for stamp, _ in found], dtype=np.int64),
         numbers,
         np.array([facts.base for _, facts in found], dtype=np.float64),
         np.concatenate(times),
