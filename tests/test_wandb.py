@@ -48,6 +48,7 @@ def runs(folder, tmp_path_factory, offline):  # noqa: F811
     images = [*in_folder(folder / "labelled"), "data.layout.test_share=0.2", "logger=wandb"]
     images += ["logger.wandb.tags=[first,second]", "callbacks.learning_rate.every_n_steps=2"]
     lines = [*images, "logger.wandb.group=mine", f"hydra.run.dir={here}/a"]
+    lines += ["method.optim.schedule=constant", "method.optim.warmup=0"]  # it grows longer
     assert unlabeled(*lines, "trainer.max_steps=2", "evals=none") == (0, "")
     time.sleep(1.1)  # W&B names a start's folder by the second
     lines += [*FAST_EVALS[:2], "evals.linear.stages=[res4,res5]"]
@@ -197,6 +198,21 @@ def test_features_are_an_artifact_where_they_are_wanted(runs):
         assert os.path.getsize(entry.local_path) == entry.size > 0
     assert not (runs / "b/features").exists()
     assert not any(a.type == "features" for start in parts(runs / "a") for a in start.artifacts)
+
+
+@pytest.mark.parametrize("stay", [True, False])
+def test_features_that_stay_are_referenced_by_themselves(tmp_path, offline, stay, caplog):
+    made = tmp_path / "features/train_1a/res5.npy"
+    made.parent.mkdir(parents=True)
+    made.write_bytes(bytes(3000))
+    for name, more in (("default", {}), ("small", {"features": "upload", "largest": 0.002})):
+        logger = wandb_logger(about=About(tmp_path / name), **more)
+        logger.log_files(Files("features", [made.parent], {"updates": 3}, stay=stay))
+        logger.close("finished")
+        (part,) = parts(tmp_path / name)
+        found = [entry.ref for a in part.artifacts for entry in a.manifest.contents]
+        assert found == ([made.as_uri()] if stay else [])
+    assert ("the features, 0 MB: left out" in caplog.text) is not stay
 
 
 def test_system_metrics_are_measured(runs):
@@ -368,14 +384,13 @@ def test_what_is_too_large_is_referenced(tmp_path, offline, caplog):
     file.write_bytes(os.urandom(30_000))
     logger = wandb_logger(about=About(tmp_path / "run"), largest=0.02)
     logger.log_files(Files("checkpoint", [file], {"updates": 3}))
-    logger.log_files(Files("features", [file], {"updates": 3}))
+    logger.log_files(Files("features", [file], {"updates": 3}, stay=False))
     logger.close("finished")
     assert (
-        "the checkpoint of 0 MB is referenced, not uploaded (logger.wandb.largest=0.02)"
-        in caplog.text
+        "the checkpoint, 0 MB: referenced, not uploaded (logger.wandb.largest=0.02)" in caplog.text
     )
     (part,) = parts(tmp_path / "run")
-    (artifact,) = part.artifacts  # features: none
+    (artifact,) = part.artifacts  # features that go are not referenced
     (entry,) = artifact.manifest.contents
     assert entry.ref == file.as_uri()
     assert not entry.local_path

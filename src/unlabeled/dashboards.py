@@ -65,15 +65,17 @@ class Dashboards:
         for board in self.boards:
             board.close(state)
 
-    def keep(self, kind: Literal["checkpoint", "features"], paths: Sequence[Path]) -> None:
-        """Hands files on that are there."""
+    def keep(
+        self, kind: Literal["checkpoint", "features"], paths: Sequence[Path], *, stay: bool = True
+    ) -> None:
+        """Hands files on that are there, and that `stay` after the run or do not."""
         there = [path for path in paths if path.exists()]
         if not (there and self.boards and self._shows):
             return
         run = read(self.folder)
         facts = {"updates": dashboard.last_step(run) + 1, "epochs": run.status.get("epochs")}
         for board in self.boards:
-            board.log_files(Files(kind, there, facts))
+            board.log_files(Files(kind, there, facts, stay))
 
     def publish(self) -> None:
         """Shows scores, pictures and charts, from the run's files."""

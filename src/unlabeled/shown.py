@@ -95,11 +95,13 @@ class Files:
         kind: what they are.
         paths: files or folders.
         facts: what stands beside them.
+        stay: whether they will be there after the run.
     """
 
     kind: Literal["checkpoint", "features"]
     paths: Sequence[Path]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    stay: bool = True
 
 
 class Dashboard(Protocol):

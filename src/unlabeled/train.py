@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from unlabeled.evaluate.store import FeatureStore
     from unlabeled.folder import Folder
 
-TAKES_LONG = """evaluation {name}: trains networks, which may take long. Stop it, and the scores \
-that {path} has by now stay; the same command goes on here; ~evals.{name} leaves it out"""
+TAKES_LONG = """evaluation {name}: trains networks, which may take long. Stop it, and scores \
+that {path}/scores.json has by now stay; the same command goes on; ~evals.{name} leaves it out"""
 
 
 def run(cfg: DictConfig, out: Path) -> dict[str, float]:
@@ -184,8 +184,7 @@ def _evaluate(
             forget(folder.path, [*todo])
         for turn, some in enumerate(in_turn(todo, data)):
             if first and turn and all(map(trains_long, some.values())):
-                scored = folder.path / "scores.json"
-                print(TAKES_LONG.format(name=next(iter(some)), path=scored), flush=True)
+                print(TAKES_LONG.format(name=next(iter(some)), path=folder.path), flush=True)
             with building(), stages() as progress:
                 scores = evaluate(
                     some,
@@ -210,8 +209,9 @@ def _evaluate(
                     print(f"skipped the evaluation {name}: {reason}")
         if first:
             figures.write(folder.path / "figures", store, backbone, data, seed=cfg.seed)
-            boards.keep("features", store.kept(backbone, used))
-            if cfg.features is None and not cfg.keep_features:
+            stay = cfg.keep_features or cfg.features is not None
+            boards.keep("features", store.kept(backbone, used), stay=stay)
+            if not stay:
                 shutil.rmtree(store.folder, ignore_errors=True)
     return folder.scores()
 

@@ -177,7 +177,7 @@ def wandb_logger(
     group: str | None = None,
     tags: list[str] | None = None,
     checkpoint: Literal["upload", "reference", "none"] = "upload",
-    features: Literal["upload", "reference", "none"] = "none",
+    features: Literal["upload", "reference", "none"] = "reference",
     largest: float = 1024,
     patience: float = 60,
 ) -> Logger:
@@ -195,8 +195,8 @@ def wandb_logger(
         tags: None: the names of experiment, method, data and backbone.
         checkpoint: what becomes of the trained checkpoint: "upload", "reference" (its place and
             checksum alone) or "none".
-        features: the same of what evaluations extracted; a reference needs `keep_features=true`
-            or `features=DIR`, or its file goes with the run's.
+        features: the same of what evaluations extracted; what does not stay (`keep_features=true`
+            or `features=DIR`) is not referenced.
         largest: MB; what is larger is referenced, not uploaded.
         patience: seconds that W&B may take for anything before the run goes on without it.
     """

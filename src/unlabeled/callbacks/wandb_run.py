@@ -126,14 +126,17 @@ class WandB:
     def log_files(self, files: Files) -> None:
         """An artifact of this run, by what its kind is to become."""
         how = self.keep[files.kind]
-        if how == "none":
+        if how == "none" or (how == "reference" and not files.stay):
             return
         size = artifacts.megabytes(files.paths)
         if how == "upload" and size > self.largest:
+            instead = "referenced, not uploaded" if files.stay else "left out"
             log.warning(
-                "W&B: the %s of %.0f MB is referenced, not uploaded (logger.wandb.largest=%g)",
-                *(files.kind, size, self.largest),
+                "W&B: the %s, %.0f MB: %s (logger.wandb.largest=%g)",
+                *(files.kind, size, instead, self.largest),
             )
+            if not files.stay:
+                return
             how = "reference"
         paths = files.paths
         if how == "upload":
