@@ -65,12 +65,27 @@ def test_what_was_begun_anew_and_broke_off_is_not_taken_for_finished(copy, tmp_p
     assert same_weights(copy, tmp_path / "whole")
 
 
-def test_a_longer_training_leaves_no_scores_of_the_shorter_one(copy):
-    again = [*TINY, "trainer.max_steps=6", f"hydra.run.dir={copy}"]
+def test_a_longer_training_leaves_no_scores_of_the_shorter_one(tmp_path):
+    constant = ["method.optim.schedule=constant", "method.optim.warmup=0"]
+    again = [*TINY, *constant, f"hydra.run.dir={tmp_path}"]
+    assert unlabeled(*again, "trainer.max_steps=2", *QUICK) == (0, "")
+    assert names(tmp_path) == {KNN}
     assert unlabeled(*again, "evals=none") == (0, "")
-    assert names(copy) == set()
+    assert names(tmp_path) == set()
     assert unlabeled(*again, *QUICK) == (0, "")
+    assert names(tmp_path) == {KNN}
+
+
+def test_a_training_along_a_schedule_grows_longer_in_another_folder(copy, tmp_path):
+    longer = [*TINY, "trainer.max_steps=6", "evals=none"]
+    code, says = unlabeled(*longer, f"hydra.run.dir={copy}")
+    assert code == 2
+    assert "differs in trainer.max_steps: choose another hydra.run.dir" in says
+    assert f"write resume={copy}" in says
     assert names(copy) == {KNN}
+    out = tmp_path / "longer"
+    assert unlabeled(*longer, f"resume={copy}", f"hydra.run.dir={out}") == (0, "")
+    assert [row["step"] for row in metrics(out)] == ["4", "5"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch import nn
 from unlabeled import checkpoints
 from unlabeled.disk import replace
 from unlabeled.errors import InputError
-from unlabeled.identity import differing, digest, identity, protocol
+from unlabeled.identity import differing, digest, identity, protocol, refusal
 from unlabeled.lock import HeldError, Lock
 from unlabeled.provenance import commit, now, versions
 from unlabeled.redact import hidden
@@ -215,10 +215,7 @@ class Folder:
     def _refuse_another_run(self, old: dict[str, Any] | None) -> None:
         """Old weights and scores must not stand under another run's config."""
         if old is not None and (keys := differing(old, self.identity)):
-            raise InputError(
-                f"{self.path} holds another run, which differs in {', '.join(keys)}: choose "
-                "another hydra.run.dir, or write resume=none to begin anew there"
-            )
+            raise InputError(refusal(self.path, keys))
 
     def _take_lock(self) -> None:
         try:

@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 # Where things lie, what is watched, and how many devices share a batch: `data.batch_size` is
-# that of all together. A run may grow longer.
+# that of all together.
 GROUPS = ("method", "backbone", "data")
 FREE = {
     *("data.root", "data.workers", "data.max_unreadable", "data.eval_decode", "data.val_share"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.plugins", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
+    *("trainer.plugins", "trainer.max_time"),
     *("trainer.min_epochs", "trainer.min_steps", "trainer.logger", "trainer.callbacks"),
     *("trainer.log_every_n_steps", "trainer.default_root_dir", "trainer.profiler"),
     *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.barebones"),
@@ -22,6 +22,16 @@ FREE = {
     *("trainer.use_distributed_sampler", "trainer.enable_autolog_hparams"),
 }
 
+# Where training would end says which share of it an update is: learning rates, momenta and the
+# like depend on it, unless all of them are constant. Only then may a run grow longer.
+LENGTH = ("trainer.max_epochs", "trainer.max_steps")
+PACED = ("dino", "diverse_colorization", "swav", "tracking")  # methods/ that ask for `progress`
+# Callbacks that watch, or write down. Any other is taken for one that changes weights.
+WATCHING = {
+    *("checkpoint", "health", "held_out", "metrics", "online", "progress", "throughput", "views"),
+}
+SKIPS = "callbacks.finite.policy"  # stays out of the identity unless updates may be left out
+
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of all that a resolved config's weights depend on, sorted.
@@ -29,6 +39,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     A file that a run starts from counts by its contents, so that it may move.
     """
     parts = {name: config[name] for name in (*GROUPS, "trainer")}
+    parts["callbacks"] = dict(_changing(config.get("callbacks") or {}))
     flat: dict[str, Any] = {"seed": config["seed"]}
     todo: list[tuple[str, Any]] = list(parts.items())
     while todo:
@@ -39,7 +50,36 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
             todo += [(f"{key}.{name}", child) for name, child in value.items()]
         else:
             flat[key] = _contents(value) if key.endswith(".path") else value
+    if not _paced(flat):
+        flat = {key: value for key, value in flat.items() if key not in LENGTH}
     return dict(sorted(flat.items()))
+
+
+def _changing(callbacks: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Those, with their settings, that weights depend on."""
+    for name, node in callbacks.items():
+        place = str((node or {}).get("_target_", "")).rpartition(".")[0]
+        kind = place.removeprefix("unlabeled.callbacks.")
+        if node is None or kind in WATCHING:
+            continue
+        if kind != "finite":
+            yield name, node
+        elif node.get("policy") == "skip":
+            yield "finite", {"policy": "skip"}
+
+
+def _paced(flat: Mapping[str, Any]) -> bool:
+    """Whether what a run does at an update depends on how many there will be."""
+    moving = {"schedule": "constant", "warmup": 0, "weight_decay_end": None}  # what does not
+    for key, value in flat.items():
+        name = key.rpartition(".")[2]
+        if key.startswith("method.") and name in moving and value != moving[name]:
+            return True
+        if name == "_target_" and str(value).startswith(
+            tuple(f"unlabeled.methods.{m}." for m in PACED)
+        ):
+            return True
+    return False
 
 
 def digest(found: Mapping[str, Any]) -> str:
@@ -60,10 +100,28 @@ def protocol(config: Mapping[str, Any], evaluation: str) -> str:
     return digest({"settings": config["evals"].get(evaluation), **data, **beside})
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Keys whose values differ, sorted."""
-    both = {**one, **other}
-    return sorted(k for k in both if k not in one or k not in other or one[k] != other[k])
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Keys whose values differ, sorted.
+
+    What stopped at a loss that is not finite may go on by skipping it: up to there both do the
+    same.
+    """
+    both = {**before, **now}
+    found = {k for k in both if k not in before or k not in now or before[k] != now[k]}
+    return sorted(found - ({SKIPS} if SKIPS in now else set()))
+
+
+def refusal(folder: Path, keys: Sequence[str]) -> str:
+    """Why a run with other values of these keys cannot go on in a folder, and what to do."""
+    longer = (
+        f"; to train longer from where it ended, write resume={folder} beside another folder"
+        if set(keys) <= set(LENGTH)
+        else ""
+    )
+    return (
+        f"{folder} holds another run, which differs in {', '.join(keys)}: choose "
+        f"another hydra.run.dir, or write resume=none to begin anew there{longer}"
+    )
 
 
 def _contents(path: Any) -> Any:

@@ -8,10 +8,12 @@ import zipfile
 import pytest
 import torch
 import yaml
+from conftest import CONF, ROOT
+from omegaconf import OmegaConf
 from test_runs import TINY, checkpoint, metrics, same_weights, status, unlabeled
 
 from unlabeled import checkpoints
-from unlabeled.identity import differing, digest, identity
+from unlabeled.identity import PACED, WATCHING, differing, digest, identity
 
 RUN = [*TINY, "evals=none", "callbacks=none", "callbacks.checkpoint.every_n_steps=1"]
 
@@ -159,6 +161,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         ("decode.scale=[0.5,1.0]", "data.decode.scale"),
         ("backbone.width=8", "backbone.width"),
         ("augment@method.augment=simclr_small", "method.augment"),
+        ("trainer.max_steps=9", "trainer.max_steps: choose another hydra.run.dir"),
+        ("trainer.max_steps=9", "train longer from where it ended, write resume="),
+        ("callbacks=chunks", "callbacks.chunks.rows"),
     ],
 )
 def test_another_run_is_refused_by_name(copy, line, key):
@@ -181,24 +186,92 @@ def test_a_run_is_known_by_its_checkpoint_alone(copy):
 
 def test_places_and_devices_make_no_other_run(compose, tmp_path):
     def of(*lines):
-        from omegaconf import OmegaConf
-
         return identity(OmegaConf.to_container(compose(*lines), resolve=True))
 
     lines = ["method=simclr", "data=folder", "data.root=/a"]
     first = of(*lines)
     same = of("method=simclr", "data=folder", "data.root=/b", "trainer=ddp", "trainer.devices=4")
     assert differing(first, same) == []
-    more = ["logger=wandb", "data.workers=3", "callbacks=none", "evals=none", "trainer.max_steps=9"]
+    more = ["logger=wandb", "data.workers=3", "callbacks=none", "evals=none"]
     assert digest(of(*lines, *more)) == digest(first)
+    watching = ["callbacks=[online_knn,online_linear]", "callbacks.checkpoint.every_n_steps=7"]
+    watching += ["callbacks.finite.every_n_steps=3", "~callbacks.health"]
+    assert digest(of(*lines, *watching)) == digest(first)
     assert differing(first, of(*lines, "data.batch_size=8")) == ["data.batch_size"]
     assert len(digest(first)) == 16
 
 
+CONSTANT = ["method.optim.schedule=constant", "method.optim.warmup=0"]
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "counts"),
+    [
+        ("simclr", ["method.optim.schedule=constant"], True),  # it warms up
+        ("simclr", ["method.optim.warmup=0"], True),  # along a cosine
+        ("simclr", CONSTANT, False),
+        ("simclr", [*CONSTANT, "method.optim.weight_decay_end=0.1"], True),
+        ("byol", CONSTANT, True),  # its momentum rises
+        ("byol", [*CONSTANT, "method.schedule=constant"], False),
+        ("swav", CONSTANT, True),  # prototypes rest at first
+        ("dino", CONSTANT, True),
+    ],
+)
+def test_the_length_makes_another_run_where_anything_depends_on_it(compose, method, more, counts):
+    def of(*lines):
+        cfg = compose(f"method={method}", *more, *lines)
+        return identity(OmegaConf.to_container(cfg, resolve=True))
+
+    for line in ("trainer.max_steps=9", "trainer.max_epochs=9"):
+        assert differing(of(), of(line)) == ([line.partition("=")[0]] if counts else [])
+
+
+def test_methods_that_ask_for_progress_are_known():
+    asks = {
+        p.stem
+        for p in (ROOT / "src/unlabeled/methods").glob("*.py")
+        if ".progress" in p.read_text()
+    }
+    assert asks == {*PACED, "byol"}  # whose `schedule` says whether it does
+
+
+def test_callbacks_that_watch_are_known():
+    there = {p.stem for p in (CONF / "callbacks").glob("*.yaml")}
+    found = {
+        node._target_.split(".")[2]
+        for name in there
+        for node in OmegaConf.load(CONF / f"callbacks/{name}.yaml").values()
+        if OmegaConf.is_dict(node)
+    }
+    assert found == {*WATCHING, "finite", "chunks"}
+
+
+def test_what_stopped_may_go_on_by_skipping_but_not_the_other_way(compose):
+    def of(*lines):
+        return identity(OmegaConf.to_container(compose("method=simclr", *lines), resolve=True))
+
+    stops, skips = of(), of("callbacks.finite.policy=skip", "callbacks.finite.most=3")
+    assert differing(stops, skips) == []
+    assert differing(skips, stops) == ["callbacks.finite.policy"]
+    assert digest(stops) != digest(skips)
+
+
+def test_a_callback_of_somebody_else_counts(compose):
+    def of(*lines):
+        return identity(OmegaConf.to_container(compose("method=simclr", *lines), resolve=True))
+
+    theirs = "+callbacks.theirs._target_=theirs.Callback"
+    assert differing(of(), of(theirs)) == ["callbacks.theirs._target_"]
+    assert differing(
+        of(theirs, "+callbacks.theirs.rate=1"), of(theirs, "+callbacks.theirs.rate=2")
+    ) == ["callbacks.theirs.rate"]
+    assert differing(of(theirs), of(theirs, "callbacks.theirs=null")) == [
+        "callbacks.theirs._target_"
+    ]
+
+
 def test_a_source_may_move_but_not_change(compose, source, tmp_path):
     def of(path):
-        from omegaconf import OmegaConf
-
         cfg = compose("method=clusterfit", f"method.source.path={path}")
         return identity(OmegaConf.to_container(cfg, resolve=True))
 
