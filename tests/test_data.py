@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from unlabeled.data import files, rgb, sampler
+from unlabeled.data import files, layouts, rgb, sampler
 from unlabeled.data.clips import Recordings
 from unlabeled.data.decode import Center, Crops
 from unlabeled.data.images import Images
@@ -621,3 +622,30 @@ def test_images_are_cut_by_position_and_key(tmp_path, tier):
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+OWN = {  # data that readers bring themselves, or that are made: there is nowhere to get them
+    *("audio_folder", "audio_video_folder", "fashion_mnist_mini", "folder", "list", "scenes"),
+    *("scenes_audio_video", "scenes_video", "shards", "stream", "video_folder"),
+}
+NAMED = sorted({path.stem for path in (CONF / "data").glob("*.yaml")} - OWN)
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_wrong_root_says_what_was_looked_for_and_where_to_get_it(
+    compose, tmp_path, monkeypatch, name, there
+):
+    monkeypatch.setattr(layouts, "find_idx", lambda root: None)  # Debian's, where it is installed
+    root = tmp_path if there else tmp_path / "gone"
+    layout = compose(f"data={name}", f"data.root={root}").data.layout
+    for node in (layout, layout.get("layout", {})):
+        if "download" in node:
+            node.download = False
+    with pytest.raises(ValueError, match="https?://") as error:
+        instantiate(layout)(root, 0)
+    assert str(root) in str(error.value)
+    assert re.search(
+        r"no [\w-]+ under|has no (file|folder|\w+/)|not there|cannot read|metadata",
+        str(error.value),
+    )

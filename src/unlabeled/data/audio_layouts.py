@@ -90,7 +90,7 @@ class ESC50:
 
 def _table(root: Path) -> list[dict[str, str]]:
     """The rows of meta/esc50.csv. Raises ValueError if they are not as they should be."""
-    reader = csv.DictReader(said(root, TABLE).splitlines())
+    reader = csv.DictReader(said(root, TABLE, "https://github.com/karolpiczak/ESC-50").splitlines())
     if missing := set(COLUMNS) - set(reader.fieldnames or ()):
         raise ValueError(f"{root / TABLE} has no column {sorted(missing)}: see data=esc50")
     rows = []

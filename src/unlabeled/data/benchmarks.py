@@ -12,11 +12,13 @@ from unlabeled.data.files import index
 from unlabeled.data.layouts import CIFAR10, Folder
 from unlabeled.data.splits import Array, Files, Split, divide
 
+IMAGENET = "https://image-net.org/download-images.php (ImageNet-21k, fall 2011 or winter 2021)"
+
 
 class CIFAR100(CIFAR10):
     """CIFAR-100 (fine labels) as its official pickles or as {train,test}/<class>/ images."""
 
-    title = "CIFAR-100"
+    title, archive = "CIFAR-100", "cifar-100-python.tar.gz"
 
     @property
     def pickles(self) -> Any:
@@ -151,9 +153,18 @@ class Wnids:
         self.folder = Folder(test_share=test_share, split_seed=split_seed)
 
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
+        if not root.is_dir() or not any(child.is_dir() for child in root.iterdir()):
+            raise ValueError(
+                f"{root} has no folders of images that synsets name, as n01440764: point data.root "
+                f"at the folder that holds them, or get them from {IMAGENET}"
+            )
         if self.wnids is None:
             return self.folder(root, seed)
-        _needed(root, [self.wnids], "the list of the synsets that you want")
+        if not (root / self.wnids).is_file():
+            raise ValueError(
+                f"{root} has no file {self.wnids}: write one of the synsets that you want, one a "
+                f"line; they are listed at {IMAGENET}"
+            )
         names = sorted({line.strip() for line in (root / self.wnids).read_text().splitlines()})
         names = [name for name in names if name]
         found = index(root)

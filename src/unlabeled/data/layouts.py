@@ -97,14 +97,28 @@ class HeldOut:
 
 
 class ImageNet:
-    """torchvision's layout: train/<wnid>/ and val/<wnid>/."""
+    """torchvision's layout: train/<wnid>/ and val/<wnid>/.
+
+    Args:
+        title: what the data set is called, for messages.
+        source: where it can be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        title: str = "ImageNet",
+        source: str = "https://image-net.org/download.php (ILSVRC2012)",
+    ) -> None:
+        self.title, self.source = title, source
 
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
         for side in ("train", "val"):
             if not (root / side).is_dir():
                 raise ValueError(
-                    f"{root} has no folder {side}: ImageNet needs train/<wnid>/ and val/<wnid>/; "
-                    "point data.root at the folder that holds both"
+                    f"{root} has no folder {side}: {self.title} needs train/<wnid>/ and "
+                    "val/<wnid>/; point data.root at the folder that holds both, or get it from "
+                    f"{self.source}"
                 )
         splits = read_tree(root, tests=["val"])
         if any(split.labels is None for split in splits.values()) or "test" not in splits:
@@ -122,7 +136,7 @@ class CIFAR10:
         download: fetch the pickles if the root holds neither.
     """
 
-    title = "CIFAR-10"
+    title, archive = "CIFAR-10", "cifar-10-python.tar.gz"
 
     def __init__(self, *, download: bool = True) -> None:
         self.download = download
@@ -147,7 +161,8 @@ class CIFAR10:
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"no {self.title} under {root}: neither {Pickles.base_folder}, complete, nor "
-                f"{{train,test}}/<class>/ ({_reason(self.download and not here, error)})"
+                f"{{train,test}}/<class>/ ({_reason(self.download and not here, error)}); get "
+                f"{self.archive} from https://www.cs.toronto.edu/~kriz/cifar.html"
             ) from error
         return {
             side: _array(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
@@ -177,7 +192,9 @@ class FashionMNIST:
                 folder = root / "FashionMNIST/raw"
             except (OSError, RuntimeError) as error:
                 raise ValueError(
-                    f"no Fashion-MNIST under {root} ({_reason(self.download, error)}); on Debian, "
+                    f"no Fashion-MNIST under {root}: no train-images-idx3-ubyte, packed or not "
+                    f"({_reason(self.download, error)}); get it from "
+                    "https://github.com/zalandoresearch/fashion-mnist; on Debian, "
                     "`apt install dataset-fashion-mnist` provides it"
                 ) from error
         return {

@@ -17,6 +17,9 @@ from unlabeled.data.tree import read_tree
 UCF101_NAME = re.compile(r"^(v_.+_g\d+)_c\d+$")
 HMDB51_NAME = re.compile(r"^(.+)_[a-z]_[a-z]{2}_np\d+_[a-z]{2}_[a-z]{3,4}_\d+$")
 
+UCF101_AT = "https://www.crcv.ucf.edu/data/UCF101.php"
+HMDB51_AT = "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database"
+
 
 class VideoFolder:
     """Any folder of recordings; folders are splits and classes as in `Folder`.
@@ -77,7 +80,7 @@ class UCF101:
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
         rows = {}
         for side in ("train", "test"):
-            text = said(root, f"ucfTrainTestlist/{side}list{self.fold:02d}.txt")
+            text = said(root, f"ucfTrainTestlist/{side}list{self.fold:02d}.txt", UCF101_AT)
             names = [line.split()[0] for line in text.splitlines() if line.strip()]
             rows[side] = [(name, name.partition("/")[0]) for name in names]
         found = official(root, rows, ("UCF-101", "."), grouped(UCF101_NAME))
@@ -105,7 +108,7 @@ class HMDB51:
         if not lists:
             raise ValueError(
                 f"{root} has no testTrainMulti_7030_splits/*{ending}: point data.root at the "
-                "folder that holds HMDB51's classes and its lists"
+                f"folder that holds HMDB51's classes and its lists, or get them from {HMDB51_AT}"
             )
         rows: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
         for path in lists:
@@ -189,12 +192,16 @@ def apart(train: Media, test: Media) -> None:
         raise ValueError(f"{len(both)} groups are in both lists, the first {both[0]}")
 
 
-def said(root: Path, name: str) -> str:
-    """The text of a list. Raises ValueError if it cannot be read."""
+def said(root: Path, name: str, source: str) -> str:
+    """The text of a list. Raises ValueError, with where it can be had, if it cannot be read."""
     try:
         return (root / name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the list of recordings {root / name}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"cannot read the list of recordings {root / name} ({reason}): point data.root at the "
+            f"folder that holds it, or get it from {source}"
+        ) from error
 
 
 def one_of_three(fold: int) -> int:

@@ -18,6 +18,9 @@ from unlabeled.truth import Kept
 
 log = logging.getLogger(__name__)
 
+KINETICS = "https://github.com/cvdfoundation/kinetics-dataset"
+AUDIOSET = "https://research.google.com/audioset/download.html"
+
 
 class Kinetics:
     """Kinetics' lists of clips. Kay et al., 2017, https://arxiv.org/abs/1705.06950.
@@ -48,8 +51,8 @@ class Kinetics:
         self.sound, self.shortest = sound, long_enough(shortest)
 
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
-        places = _places(root)
         sides = {side: list(self._rows(root, name)) for side, name in self.lists.items()}
+        places = _places(root)
         kinds = self.classes or sorted({row[0] for row in sides["train"]})
         found: dict[str, Files] = {}
         for side, rows in sides.items():
@@ -64,7 +67,7 @@ class Kinetics:
 
     def _rows(self, root: Path, name: str) -> Iterator[tuple[str, str, str, str]]:
         columns = ("label", "youtube_id", "time_start", "time_end")
-        reader = csv.DictReader(said(root, name).splitlines())
+        reader = csv.DictReader(said(root, name, KINETICS).splitlines())
         if missing := set(columns) - set(reader.fieldnames or ()):
             raise ValueError(f"{root / name} has no column {sorted(missing)}: see data=kinetics")
         for row in reader:
@@ -100,8 +103,8 @@ class AudioSet:
         self.names, self.sound, self.shortest = names, sound, long_enough(shortest)
 
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
-        places = _places(root)
         sides = {side: list(_segments(root, name)) for side, name in self.lists.items()}
+        places = _places(root)
         mids, classes = self._classes(root, [mid for row in sides["train"] for mid in row[1]])
         number = {mid: i for i, mid in enumerate(mids)}
         found: dict[str, Files] = {}
@@ -125,7 +128,7 @@ class AudioSet:
         if self.names is None:
             mids = sorted(set(met))
             return mids, mids
-        reader = csv.DictReader(said(root, self.names).splitlines())
+        reader = csv.DictReader(said(root, self.names, AUDIOSET).splitlines())
         rows = [(row.get("mid"), row.get("display_name")) for row in reader]
         mids, names = [a for a, _ in rows if a], [b for a, b in rows if a and b]
         if not mids or len(mids) != len(names) or len(set(names)) != len(names):
@@ -136,7 +139,7 @@ class AudioSet:
 
 
 def _segments(root: Path, name: str) -> Iterator[tuple[tuple[str, str, str], list[str]]]:
-    lines = (line for line in said(root, name).splitlines() if not line.startswith("#"))
+    lines = (line for line in said(root, name, AUDIOSET).splitlines() if not line.startswith("#"))
     for number, row in enumerate(csv.reader(lines, skipinitialspace=True), 1):
         if len(row) != 4:
             raise ValueError(
