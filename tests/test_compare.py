@@ -24,6 +24,8 @@ def finished(folder, base, *, invariance=None, supervised=None, shots=None):
             name = f"{prefix}linear/{stage}/top1"
             scores[name] = value
             details[name] = {"stage": stage, "ci95": [value - 0.01, value + 0.01]}
+            details[name] |= {"protocol": "linear probe", "selection": "held-out", "seed": 7}
+            details[name] |= {"split_hash": "f00", "epoch": 3}
         if supervised is not None:
             details[f"linear/{stage}/top1"]["baselines"] = {"supervised": supervised}
     for stage, value in (invariance or {}).items():
@@ -62,6 +64,10 @@ def test_runs_become_one_table_and_one_page(tmp_path):
     assert float(own["value"]) == pytest.approx(0.4)
     assert float(own["random"]) == 0.2
     assert own["supervised"] == ""
+    beside = {"protocol": "linear probe", "selection": "held-out", "split_hash": "f00", "seed": "7"}
+    assert beside | {"stage": "res2", "epoch": "3"} == {
+        k: own[k] for k in [*beside, "stage", "epoch"]
+    }
     text = (tmp_path / "out/comparison.md").read_text()
     assert "| pirl | " in text
     page = (tmp_path / "out/report.html").read_text()
@@ -71,6 +77,19 @@ def test_runs_become_one_table_and_one_page(tmp_path):
     # The deepest stage's invariance is the axis.
     assert "pirl: 0.1," in page
     assert "jigsaw: 0.6," in page
+    # One random network for both runs: one dashed line, the third.
+    assert page.count('class="line dashed') == page.count('class="line dashed s2"') == 1
+    assert "random init</span>" in page
+
+
+def test_runs_with_random_networks_of_their_own_have_a_dashed_line_each(tmp_path):
+    runs = [finished(tmp_path / name, 0.4) for name in ("a", "b")]
+    scores = json.loads((runs[1] / "scores.json").read_text())
+    scores["baseline/random/linear/res2/top1"] = 0.25
+    (runs[1] / "scores.json").write_text(json.dumps(scores))
+    page = compare.write(runs, tmp_path / "out").page.read_text()
+    assert page.count('class="line dashed') == 2
+    assert "b, random init</span>" in page
 
 
 def test_what_a_run_lacks_is_left_open(tmp_path):

@@ -1,5 +1,6 @@
 """`invariance`: distances of features under transforms."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,8 +90,19 @@ def test_what_is_invariant_scores_zero_and_what_is_not_does_not(tmp_path):
     assert details["better"] == "neither"
     low, high = details["ci95"]
     assert low < scores.values["inv/corner/flip/relative"] < high
+    each = [scores.values[f"inv/corner/{name}/relative"] for name in ALL]
+    assert scores.values["inv/corner/mean/relative"] == pytest.approx(np.mean(each))
+    assert list(scores.values)[-1] == "baseline/pixels/inv/pixels/mean/relative"
+    for stage in ("whole", "corner"):
+        drawn = scores.figures[f"inv/histogram_{stage}"]
+        assert list(drawn["names"]) == [*ALL, "another image"]
+        assert drawn["y"].sum(1) == pytest.approx(np.ones(len(ALL) + 1))
+    assert scores.figures["inv/histogram_whole"]["y"][0, 0] == 1  # it does not move
     scores.write(tmp_path)
-    assert "Invariance of every stage" in html.write(tmp_path).read_text()
+    page = html.write(tmp_path).read_text()
+    assert "Invariance of every stage" in page
+    assert page.count("<h2>Distances under transforms, by stage</h2>") == 1  # both share a panel
+    assert all(f"<h3>{stage}</h3>" in page for stage in ("whole", "corner"))
 
 
 def test_it_runs_beside_its_baselines(tmp_path):
@@ -116,7 +128,9 @@ def test_a_mean_distance_between_images_has_no_image_beside_itself():
     assert not (other == torch.arange(7)).any()
 
 
-@pytest.mark.parametrize("bad", [{"transforms": {}}, {"limit": 1}])
+@pytest.mark.parametrize(
+    "bad", [{"transforms": {}}, {"limit": 1}, {"transforms": {"mean": Noise(sigma=0.1)}}]
+)
 def test_bad_settings_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Invariance(**({"transforms": ALL} | bad))

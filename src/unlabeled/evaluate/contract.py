@@ -96,7 +96,8 @@ class Result:
             `titles` (c,) and `column0` ... uint8 (n, h, w, 3), a row per image; "curves", `x`
             (n,), `names` (s,), `y` (s, n) and optionally `low`, `high`, `ticks` (n,), `xlabel`,
             `ylabel`, `log`, `percent`, `scores` (s, n), names of what is drawn, which puts the
-            curves of baselines into the same picture; "points", `x`, `y`, `names` (n,) and
+            curves of baselines into the same picture, `panel` and `part`, titles of a panel that
+            small drawings share and of this one in it; "points", `x`, `y`, `names` (n,) and
             optionally `group`, `xlabel`, `ylabel`, `percent`.
     """
 

@@ -27,8 +27,9 @@ class Invariance:
     of average-pooled stages. Features that hardly differ between any images would look
     invariant, so the scores are relative: `<stage>/<transform>/relative` is the mean distance
     over the mean distance of two different images, 0 for an invariant stage and about 1 where
-    the transform makes another image of it; `<stage>/<transform>/distance` is the numerator. A
-    histogram of the final distances, and a curve over the stages, are in the report.
+    the transform makes another image of it; `<stage>/<transform>/distance` is the numerator, and
+    `<stage>/mean/...` the mean of either over the transforms. Histograms of the distances of every
+    stage, and a curve over the stages, are in the report.
 
     Args:
         transforms: by name, ops on images in [0, 1], as those of `unlabeled.augment`.
@@ -49,6 +50,8 @@ class Invariance:
     ) -> None:
         if not transforms:
             raise ValueError("transforms is empty: name at least one")
+        if "mean" in transforms:
+            raise ValueError("transforms has one called mean, as the mean over all: rename it")
         if limit < 2:
             raise ValueError(f"limit must be at least 2, got {limit}")
         self.transforms, self.limit, self.data = dict(transforms.items()), limit, data
@@ -77,17 +80,17 @@ class Invariance:
         scores: dict[str, float] = {}
         per_image: dict[str, Tensor] = {}
         details: dict[str, dict[str, Any]] = {}
-        histograms: dict[str, Tensor] = {}
+        histograms: dict[str, dict[str, Tensor]] = {}
         for stage in stages:
             plain = features[None][stage]
             apart = (plain - plain[other]).norm(dim=1)
-            if stage == stages[-1]:
-                histograms["another image"] = _histogram(apart)
-            for name in self.transforms:
-                moved = (plain - features[name][stage]).norm(dim=1)
-                if stage == stages[-1]:
-                    histograms[name] = _histogram(moved)
-                values = {"relative": moved / apart.mean().clamp(min=1e-12), "distance": moved}
+            away = {n: (plain - features[n][stage]).norm(dim=1) for n in self.transforms}
+            histograms[stage] = {n: _histogram(x) for n, x in away.items()}
+            histograms[stage]["another image"] = _histogram(apart)
+            # Last, so that a table of one line per evaluation shows the last stage's mean.
+            away["mean"] = torch.stack([*away.values()]).mean(0)
+            for name, moved in away.items():
+                values = {"distance": moved, "relative": moved / apart.mean().clamp(min=1e-12)}
                 for kind, value in values.items():
                     key = f"{stage}/{name}/{kind}"
                     scores[key], per_image[key] = value.double().mean().item(), value
@@ -95,7 +98,11 @@ class Invariance:
                         "protocol": "distance of unit-length pooled features under a transform"
                         + (", over that of different images" if kind == "relative" else ""),
                         "stage": stage,
-                        "hyperparameters": {"transform": repr(self.transforms[name])},
+                        "hyperparameters": {
+                            "transform": repr(self.transforms[name])
+                            if name in self.transforms
+                            else f"the mean over {', '.join(self.transforms)}"
+                        },
                         "selection": "none",
                         "share": False,
                         "better": "neither",  # what is useful to know, not how useful it is
@@ -139,21 +146,27 @@ class Invariance:
         return {name: F.normalize(z, dim=1).cpu() for name, z in rows.items()}
 
     def _figures(
-        self, scores: dict[str, float], stages: list[str], histograms: dict[str, Tensor]
+        self,
+        scores: dict[str, float],
+        stages: list[str],
+        histograms: dict[str, dict[str, Tensor]],
     ) -> dict[str, dict[str, Any]]:
         names = list(self.transforms)
         figures: dict[str, dict[str, Any]] = {
-            "histogram": {
+            f"histogram_{stage}": {
                 "kind": "curves",
-                "title": f"Distances of {stages[-1]} under transforms",
+                "title": f"Distances of {stage} under transforms",
                 "note": "Unit-length features of an image and its transformed self; in the last "
                 "curve, of two different images. Share of images in each of 20 bins.",
                 "x": np.linspace(0, 2, BINS, endpoint=False) + 1 / BINS,
-                "y": np.stack([histograms[n].numpy() for n in [*names, "another image"]]),
-                "names": np.array([*names, "another image"]),
+                "y": np.stack([x.numpy() for x in histograms[stage].values()]),
+                "names": np.array([*histograms[stage]]),
                 "xlabel": "distance",
                 "percent": True,
+                "panel": "Distances under transforms, by stage",
+                "part": stage,
             }
+            for stage in stages
         }
         if len(stages) > 1:
             figures["stages"] = {

@@ -2,21 +2,20 @@
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from unlabeled.report import plots
+from unlabeled.report import compared, plots
 from unlabeled.report.run import Run, read
 from unlabeled.report.scores import Row, headline, leaders, rows
 
-LONG = ("run", "score", "value", "low", "high", "random", "pixels", "supervised")  # the CSV's
+SAID = ("protocol", "stage", "selection", "split_hash", "seed", "epoch")  # no score is without
+LONG = ("run", "score", "value", "low", "high", "random", "pixels", "supervised", *SAID)
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,11 @@ class Comparison:
 def write(folders: Sequence[Path], out: Path) -> Comparison:
     """Writes comparison.csv, comparison.md and report.html of several runs.
 
-    The CSV has a line for every score of every run; the Markdown and the page a line per run with
+    The CSV has a line for every score of every run, with its baselines, protocol, stage, selection,
+    split hash, seed and epoch; the Markdown and the page a line per run with
     the scores of each protocol's headline, and the page also every protocol's accuracy by stage
-    (a line per run), low-shot curves, and performance against invariance where it was measured.
+    (a line per run, random initialisation dashed), low-shot curves, and performance against
+    invariance where it was measured.
 
     Args:
         folders: of runs with scores.
@@ -52,9 +53,9 @@ def write(folders: Sequence[Path], out: Path) -> Comparison:
     _csv(out / "comparison.csv", names, tables)
     _whole(out / "comparison.md", _markdown(header, lines))
     figures = [
-        *_stages(names, tables),
-        *_merged(names, runs, "lowshot"),
-        *_invariance(names, tables),
+        *compared.stages(names, tables),
+        *compared.merged(names, runs, "lowshot"),
+        *compared.invariance(names, tables),
     ]
     page = out / "report.html"
     _whole(page, _page(out, runs, names, header, lines, best, figures))
@@ -116,6 +117,7 @@ def _csv(path: Path, names: Sequence[str], tables: Sequence[list[Row]]) -> None:
                     continue
                 beside = (row.scores.get(kind) for kind in ("random", "pixels", "supervised"))
                 values = [own.value, own.low, own.high, *(s.value if s else None for s in beside)]
+                values += [row.details.get(key) for key in SAID]
                 writer.writerow([name, row.name, *("" if v is None else v for v in values)])
     os.replace(partial, path)
 
@@ -124,94 +126,6 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     marks = ["---", *["---:"] * (len(header) - 1)]
     cells = [[f"`{cell}`" for cell in header], marks, *lines]
     return "".join("| " + " | ".join(line) + " |\n" for line in cells)
-
-
-def _stages(names: Sequence[str], tables: Sequence[list[Row]]) -> list[plots.Figure]:
-    """For every protocol and metric with several stages: a line per run, and random's dashed."""
-    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-    order: dict[tuple[str, str], dict[str, None]] = {}
-    for name, table in zip(names, tables, strict=True):
-        for row in table:
-            if not row.share or "stage" not in row.details or "trained" not in row.scores:
-                continue
-            metric = row.name.replace(str(row.details["stage"]), "", 1)
-            if metric == row.name:
-                continue  # a score that no stage names
-            key, stage = (row.protocol, metric.partition("/")[2].strip("/")), row.details["stage"]
-            order.setdefault(key, {})[stage] = None
-            found.setdefault(key, {}).setdefault(name, {})[stage] = row.scores["trained"].value
-    figures = []
-    for (protocol, metric), lines in found.items():
-        stages = list(order[protocol, metric])
-        if len(stages) < 2 or metric.endswith("top5"):
-            continue
-        arrays: dict[str, Any] = {
-            "x": np.arange(len(stages)),
-            "y": np.array([[lines[n].get(s, np.nan) for s in stages] for n in lines]),
-            "names": np.array(list(lines)),
-            "ticks": np.array(stages),
-            "percent": True,
-        }
-        figures.append(
-            plots.Figure(f"{protocol}, {metric}, by stage", "", plots.curves(arrays), list(lines))
-        )
-    return figures
-
-
-def _merged(names: Sequence[str], runs: Sequence[Run], start: str) -> list[plots.Figure]:
-    """Curves that several runs drew under one name, as one figure: a line per run and series."""
-    titles = {t for run in runs for t in run.figures if t.startswith(start)}
-    figures = []
-    for title in sorted(titles):
-        drawn = [
-            (n, run.figures[title])
-            for n, run in zip(names, runs, strict=True)
-            if title in run.figures
-        ]
-        drawn = [(n, a) for n, a in drawn if str(a.get("kind", "")) == "curves"]
-        alike = [(n, a) for n, a in drawn if np.array_equal(a["x"], drawn[0][1]["x"])]
-        if len(alike) < 2:
-            continue
-        series = [f"{n}: {s}" for n, a in alike for s in a["names"]]
-        merged: dict[str, Any] = dict(alike[0][1])
-        merged |= {"names": np.array(series)}
-        for key in ("y", "low", "high"):
-            if all(key in a for _, a in alike):
-                merged[key] = np.concatenate([np.atleast_2d(a[key]) for _, a in alike])
-            else:
-                merged.pop(key, None)
-        figures.append(
-            plots.Figure(str(merged.get("title", title)), "", plots.curves(merged), series)
-        )
-    return figures
-
-
-def _invariance(names: Sequence[str], tables: Sequence[list[Row]]) -> list[plots.Figure]:
-    """Performance against invariance, a point per run, where both were measured."""
-    x, y, shown = [], [], []
-    metric = ""
-    for name, table in zip(names, tables, strict=True):
-        last: dict[str, float] = {}  # transform -> of the deepest stage, which comes last
-        for row in table:
-            if row.protocol == "invariance" and row.metric == "relative":
-                last[row.name.split("/")[-2]] = row.scores["trained"].value
-        best = [r for r in headline(table) if r.share and r.protocol in ("linear", "knn")]
-        if last and best:
-            metric = best[-1].name
-            x.append(float(np.mean(list(last.values()))))
-            y.append(best[-1].scores["trained"].value)
-            shown.append(name)
-    if len(shown) < 2:
-        return []
-    arrays: Mapping[str, Any] = {
-        "x": np.array(x),
-        "y": np.array(y),
-        "names": np.array(shown),
-        "xlabel": "mean relative distance under transforms (left: invariant)",
-        "ylabel": metric,
-        "percent": True,
-    }
-    return [plots.Figure("Performance against invariance", "", plots.points(arrays))]
 
 
 def _page(

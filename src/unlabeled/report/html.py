@@ -87,10 +87,7 @@ def _content(run: Run) -> dict[str, Any]:
         "queries": near,
         "hits": pictures.hit_rate(near),
         "samples": pictures.samples(run.samples) if run.samples else [],
-        "figures": [
-            plots.figure(name, arrays)
-            for name, arrays in beside.together(run.figures, table).items()
-        ],
+        "figures": plots.figures(beside.together(run.figures, table)),
         "map": pictures.scatter(points) if points else None,
         "legend": pictures.legend(points) if points else [],
         "projection": str(points["method"]) if points and "method" in points else "",

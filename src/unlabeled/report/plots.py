@@ -26,6 +26,27 @@ class Figure:
     columns: list[tuple[str, list[str]]] = field(default_factory=list)  # of a sheet
     large: bool = False  # whether its pictures show too much to be made small
     queries: list[pictures.Query] = field(default_factory=list)
+    parts: list[tuple[str, Markup]] = field(default_factory=list)  # small drawings of one panel
+
+
+def figures(named: Mapping[str, Arrays]) -> list[Figure]:
+    """Every figure by its `kind`; curves that name one `panel` are small and share it."""
+    made: list[Figure] = []
+    panels: dict[tuple[str, str], Figure] = {}
+    for name, arrays in named.items():
+        one = figure(name, arrays)
+        if not (panel := _word(arrays, "panel")):
+            made.append(one)
+            continue
+        owner = name.removesuffix(_word(arrays, "part"))
+        title = one.title.replace(_word(arrays, "title"), panel)
+        key = (title, owner)
+        if key not in panels:
+            panels[key] = Figure(title, one.note, names=one.names)
+            made.append(panels[key])
+        small = curves(arrays, width=340, height=200)
+        panels[key].parts.append((_word(arrays, "part"), small))
+    return made
 
 
 def figure(name: str, arrays: Arrays) -> Figure:
@@ -57,7 +78,7 @@ def curves(arrays: Arrays, *, width: int = 1040, height: int = 300) -> Markup:
     Args:
         arrays: `x` (n,), `y` (series, n), NaN where there is no value, optionally `low` and
             `high` (series, n), `ticks` (n,) words for the places on the x axis, `xlabel`,
-            `ylabel`, `log` (true: a logarithmic x axis), `percent`.
+            `ylabel`, `log` (true: a logarithmic x axis), `percent`, `dashed` (series,) bool.
         width: of the drawing, in its own units.
         height: likewise.
     """
@@ -90,7 +111,8 @@ def curves(arrays: Arrays, *, width: int = 1040, height: int = 300) -> Markup:
             upper = [(x(float(place[j])), y(high[i, j])) for j in known]
             lower = [(x(float(place[j])), y(low[i, j])) for j in reversed(known)]
             out.append(f'<path class="band s{i % 10}" d="{path([*upper, *lower])}Z"/>')
-        out.append(f'<path class="line s{i % 10}" d="{path(line)}"/>')
+        css = "line dashed" if "dashed" in arrays and arrays["dashed"][i] else "line"
+        out.append(f'<path class="{css} s{i % 10}" d="{path(line)}"/>')
         for j, (px, py) in zip(known, line, strict=True):
             tip = f"<title>{number(xs[j])}: {number(ys[i, j], percent=percent)}</title>"
             out.append(
