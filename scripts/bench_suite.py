@@ -21,8 +21,11 @@ from unlabeled.evaluate.health import Health
 from unlabeled.evaluate.invariance import Invariance
 from unlabeled.evaluate.knn import KNN
 from unlabeled.evaluate.linear import Linear
+from unlabeled.evaluate.lowshot import LowShot
 from unlabeled.evaluate.retrieval import Retrieval
 from unlabeled.evaluate.suite import evaluate
+from unlabeled.evaluate.svm_voc07 import SVMVOC07
+from unlabeled.truth import Kept
 
 SIDE, TRAIN, TEST, WIDTH, BAR = 32, 1024, 512, 32, 1.25
 
@@ -35,6 +38,8 @@ def suite() -> dict[str, Any]:
         "linear": Linear(epochs=1, lrs=[0.1], max_features=1024),
         "linear_vissl": Linear(epochs=1, lrs=[0.01], weight_decays=[5e-4], max_features=2048),
         "clustering": Clustering(starts=1, iterations=5),
+        "svm_voc07": SVMVOC07(costs=[1.0], folds=2, max_iter=10, max_features=1024, jobs=1),
+        "lowshot": LowShot(k=[1, 4], draws=2, costs=[1.0], max_iter=10, jobs=1),
     }
 
 
@@ -92,15 +97,17 @@ def _layout(root: Path, seed: int) -> dict[str, Split]:
     for name, n in (("train", TRAIN), ("test", TEST)):
         shape = (n, 3, SIDE, SIDE)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        found[name] = Array(pixels, torch.arange(n) % 10, tuple("abcdefghij"))
+        labels = torch.arange(n) % 10
+        presence = Kept(2 * torch.nn.functional.one_hot(labels, 10) - 1)
+        found[name] = Array(pixels, labels, tuple("abcdefghij"), {"presence": presence})
     return found
 
 
-def plain(net: torch.nn.Module, source: Images) -> None:
-    """Every image once through the backbone, and nothing else."""
+def plain(net: torch.nn.Module, source: Images, *, views: int = 0) -> None:
+    """Every image once through the backbone, test images so many times more, and nothing else."""
     net.eval()
     with torch.no_grad():
-        for split in ("train", "test"):
+        for split in ("train", "test", *["test"] * views):
             for batch in source.scan(split):
                 net(images(batch["crops"][0], "cpu"))
 
@@ -122,15 +129,20 @@ def rows(rounds: int = 3) -> list[Row]:
     torch.manual_seed(0)
     net, source = Counting(depth=18, width=WIDTH, stem="small"), data()
     source.setup("test")
-    times: dict[str, list[float]] = {"plain": [], "suite": [], "features": [], "one by one": []}
+    kinds = ("plain", "features", "plain views", "all", "all features", "one by one")
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(rounds + 1):
         timed = {name: Timed(evaluation) for name, evaluation in suite().items()}
         once = _seconds(lambda: plain(net, source))
-        whole = run(net, source, timed)
-        heads = sum(evaluation.spent for evaluation in timed.values())
-        apart = sum(run(net, source, {name: e}) for name, e in suite().items())
+        features = run(net, source, timed) - sum(e.spent for e in timed.values())
+        timed = {name: Timed(evaluation) for name, evaluation in suite().items()}
+        viewed = _seconds(lambda: plain(net, source, views=VIEWS))
+        whole = run(net, source, {**timed, **looking()})
+        heads = sum(e.spent for e in timed.values())
+        apart = sum(run(net, source, {name: e}) for name, e in {**suite(), **looking()}.items())
         if turn:
-            for name, value in zip(times, (once, whole, whole - heads, apart), strict=True):
+            values = (once, features, viewed, whole, whole - heads, apart)
+            for name, value in zip(times, values, strict=True):
                 times[name].append(value)
     Counting.seen = 0
     run(net, source, {**suite(), **looking()})
@@ -139,6 +151,7 @@ def rows(rounds: int = 3) -> list[Row]:
         f"ResNet-18 of width {WIDTH}, {TRAIN + TEST} images of {SIDE}x{SIDE}, one thread, CPU "
         f"time; median of {rounds} rounds; {', '.join(suite())}"
     )
+    views = f"{', '.join(looking())}: {VIEWS} views (crops, patches, transforms) of each test image"
     return [
         Row(
             "the frozen suite without its heads' training / one plain forward pass",
@@ -150,12 +163,21 @@ def rows(rounds: int = 3) -> list[Row]:
             note=note,
         ),
         Row(
-            "the frozen suite / its evaluations one by one",
-            per_round(times["suite"], times["one by one"]),
+            "with health, retrieval and invariance / one plain pass over images and views",
+            per_round(times["all features"], times["plain views"]),
+            bar=BAR,
             better="low",
-            ours=seconds(times["suite"]),
+            ours=seconds(times["all features"]),
+            other=seconds(times["plain views"]),
+            note=f"{note}; {views} that only these need, whose own work counts as ours",
+        ),
+        Row(
+            "all of these / one by one",
+            per_round(times["all"], times["one by one"]),
+            better="low",
+            ours=seconds(times["all"]),
             other=seconds(times["one by one"]),
-            note=note,
+            note=f"{note}; {', '.join(looking())}",
         ),
         Row(
             "with health, retrieval and invariance: images forwarded / images and views",
@@ -164,8 +186,7 @@ def rows(rounds: int = 3) -> list[Row]:
             better="low",
             ours=f"{Counting.seen:,} images",
             other=f"{needed:,} images",
-            note=f"every image once, and {VIEWS} views (crops, patches, transforms) of each test "
-            "image that only these need; a count",
+            note=f"every image once; {views} that only these need; a count",
         ),
     ]
 
