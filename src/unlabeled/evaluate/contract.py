@@ -97,8 +97,8 @@ class Result:
             (n,), `names` (s,), `y` (s, n) and optionally `low`, `high`, `ticks` (n,), `xlabel`,
             `ylabel`, `log`, `percent`, `scores` (s, n), names of what is drawn, which puts the
             curves of baselines into the same picture, `panel` and `part`, titles of a panel that
-            small drawings share and of this one in it; "points", `x`, `y`, `names` (n,) and
-            optionally `group`, `xlabel`, `ylabel`, `percent`.
+            small drawings share and of this one, number `order` in it; "points", `x`, `y`, `names`
+            (n,) and optionally `group`, `xlabel`, `ylabel`, `percent`.
     """
 
     scores: Mapping[str, float]

@@ -30,10 +30,10 @@ class Figure:
 
 
 def figures(named: Mapping[str, Arrays]) -> list[Figure]:
-    """Every figure by its `kind`; curves that name one `panel` are small and share it."""
+    """Every figure by its `kind`; curves of one `panel` are small and share it, in `order`."""
     made: list[Figure] = []
     panels: dict[tuple[str, str], Figure] = {}
-    for name, arrays in named.items():
+    for name, arrays in sorted(named.items(), key=lambda item: int(item[1].get("order", 0))):
         one = figure(name, arrays)
         if not (panel := _word(arrays, "panel")):
             made.append(one)
@@ -100,7 +100,8 @@ def curves(arrays: Arrays, *, width: int = 1040, height: int = 300) -> Markup:
     said = (
         [str(tick) for tick in arrays["ticks"]] if "ticks" in arrays else map(number, xs.tolist())
     )
-    for word, at in zip(said, place.tolist(), strict=True):
+    every = 1 if "ticks" in arrays else math.ceil(36 * len(place) / (right - left))
+    for word, at in [*zip(said, place.tolist(), strict=True)][:: max(1, every)]:
         out.append(text(x(at), bottom + 18, word, "middle"))
     for i in range(len(ys)):
         known = np.flatnonzero(np.isfinite(ys[i]))
