@@ -12,6 +12,7 @@ from unlabeled.evaluate.contract import Data, Result, Subject
 from unlabeled.evaluate.finetune import FineTune
 from unlabeled.evaluate.folds import distinct, missing, together
 from unlabeled.evaluate.forward import images
+from unlabeled.evaluate.shares import share
 from unlabeled.evaluate.tuning import Decode
 
 
@@ -107,7 +108,8 @@ class Action(FineTune):
         self, network: Any, subject: Subject, split: str, rows: Tensor | None = None
     ) -> Tensor:
         rows = torch.arange(subject.data.size(split)) if rows is None else rows
-        parts = rows.split(32)
+        mine = share(len(rows))
+        parts = rows[mine.start : mine.stop].split(32)
         scan = subject.data.cut(split, [p.tolist() for p in parts], self.test_decode, "plain")
         found = []
         with torch.no_grad():
@@ -115,7 +117,7 @@ class Action(FineTune):
                 clips = [network(images(x, subject.device)) for x in batch["crops"]]
                 found.append(torch.stack(clips).float().softmax(-1).mean(0).cpu())
                 subject.progress(f"{split} recordings", i + 1, len(parts))
-        return torch.cat(found)
+        return mine.all(torch.cat(found), subject.device)
 
     def _name(self) -> str:
         return "finetune" if max(rates.trunk for rates in self.rates) > 0 else "linear"

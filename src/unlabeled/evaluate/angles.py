@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled import dist
 from unlabeled.draws import seed_of
 from unlabeled.evaluate.intervals import percentiles
 
@@ -35,16 +36,17 @@ class Angles:
         images: how many will be added.
         key: names the resamples.
         resamples: sets of images drawn with replacement, for intervals.
+        start: the image that is added first; other processes add those before.
     """
 
-    def __init__(self, images: int, *key: int | str, resamples: int = 500) -> None:
+    def __init__(self, images: int, *key: int | str, resamples: int = 500, start: int = 0) -> None:
         generator = np.random.default_rng(seed_of(*key, images))
         drawn = generator.multinomial(images, np.full(images, 1 / images), size=resamples)
         # The first row counts every image once.
         self.times = np.concatenate([np.ones((1, images)), drawn]).astype(np.float64)
         self.counts = np.zeros((1 + resamples, BINS))
         self.sums = np.zeros(1 + resamples)
-        self.added = 0
+        self.added = start
         self._waiting: list[tuple[np.ndarray, float]] = []
 
     def add(self, angles: Tensor) -> None:
@@ -53,6 +55,15 @@ class Angles:
         self._waiting.append((torch.bincount(bins, minlength=BINS).numpy(), float(angles.sum())))
         if len(self._waiting) == TOGETHER:
             self._flush()
+
+    def from_all(self, device: torch.device | str) -> None:
+        """Adds what other processes counted, each of which calls."""
+        self._flush()
+        if dist.world_size() > 1:
+            self.counts, self.sums = (
+                dist.reduce_sum(torch.from_numpy(x).to(device)).cpu().numpy()
+                for x in (self.counts, self.sums)
+            )
 
     def scores(self) -> dict[str, tuple[float, tuple[float, float]]]:
         """Each statistic with its interval over resampled images.

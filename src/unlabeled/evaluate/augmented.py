@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unlabeled.draws import seed_of
 from unlabeled.evaluate.accuracy import label_rank, tops
 from unlabeled.evaluate.contract import Data, Result, Subject
-from unlabeled.evaluate.frozen import frozen
+from unlabeled.evaluate.frozen import frozen, same_everywhere
 from unlabeled.evaluate.heads import Setting
 from unlabeled.evaluate.store import shapes_of
 from unlabeled.evaluate.tuning import Decode, Schedule, fit, optimizer, predictions
@@ -121,7 +121,7 @@ class LinearAugmented:
                     bf16=self.bf16,
                 )
             for heads_of in heads.values():
-                heads_of.eval()
+                same_everywhere(heads_of.eval())  # running statistics
 
             def every(x: Tensor) -> Tensor:  # B stages settings classes
                 maps = self._features(subject.backbone, x)

@@ -12,6 +12,7 @@ from unlabeled.draws import subset
 from unlabeled.evaluate.contract import Data, Result, Subject
 from unlabeled.evaluate.forward import images
 from unlabeled.evaluate.frozen import frozen
+from unlabeled.evaluate.shares import share
 
 BATCH = 256  # recordings per forward
 SHOWN = 8  # of a query on a sheet
@@ -114,8 +115,9 @@ class CrossModalRetrieval:
         seen: list[Tensor] = []
         heard: list[Tensor] = []
         pictures: list[Tensor] = []
-        scan = subject.data.cut("test", parts, subject.data.eval_decode, "plain")
-        for i, batch in enumerate(scan):
+        mine = share(len(parts))
+        scan = subject.data.cut("test", mine.of(parts), subject.data.eval_decode, "plain")
+        for i, batch in enumerate(scan, mine.start):
             clips = batch["crops"][0]
             h = net(images(clips, subject.device))
             g = net.hear(batch["audio"].to(subject.device))  # type: ignore[operator]
@@ -124,8 +126,8 @@ class CrossModalRetrieval:
             heard.append(a.float().cpu())
             pictures.append(clips[:, clips.shape[1] // 2] if clips.ndim == 5 else clips)
             subject.progress("cross-modal retrieval", i + 1, len(parts))
-        v, a = (F.normalize(torch.cat(x), dim=1) for x in (seen, heard))
-        return v, a, torch.cat(pictures)
+        v, a, shown = (mine.all(torch.cat(x), subject.device) for x in (seen, heard, pictures))
+        return F.normalize(v, dim=1), F.normalize(a, dim=1), shown
 
     def _sheet(
         self, way: str, s: Tensor, pictures: Tensor, y: Tensor | None, subject: Subject

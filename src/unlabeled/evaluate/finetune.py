@@ -15,6 +15,7 @@ from unlabeled.evaluate import pixel_heads
 from unlabeled.evaluate.accuracy import label_rank, tops
 from unlabeled.evaluate.contract import Data, Result, Subject
 from unlabeled.evaluate.few_labels import labelled
+from unlabeled.evaluate.frozen import same_everywhere
 from unlabeled.evaluate.pixels import Pixels
 from unlabeled.evaluate.tuning import (
     Decode,
@@ -167,10 +168,7 @@ class FineTune:
     def _networks(
         self, subject: Subject, rows: Tensor, every: Sequence[Rates], classes: int
     ) -> Iterator[Callable[[Tensor], Tensor]]:
-        """A network for each pair of learning rates, in eval mode; of pixels, from one training.
-
-        Where there are several, the subject's own backbone is left as it was.
-        """
+        """A network for each pair of rates, in eval mode; of copies where there are several."""
         if not isinstance(subject.backbone, Pixels):
             for rates in every:
                 alone = len(every) == 1
@@ -207,6 +205,7 @@ class FineTune:
             return F.cross_entropy(network(x).float(), y, reduction="sum")
 
         self._fit(loss, groups, subject, rows)
+        same_everywhere(network)  # running statistics
         return network.eval()
 
     def _fit(self, loss: Any, groups: list[Any], subject: Subject, rows: Tensor) -> None:

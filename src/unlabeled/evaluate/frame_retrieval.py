@@ -12,6 +12,7 @@ from unlabeled.draws import subset
 from unlabeled.evaluate.contract import Data, Result, Subject
 from unlabeled.evaluate.frozen import frozen
 from unlabeled.evaluate.retrieval import BATCH, SHOWN, neighbours
+from unlabeled.evaluate.shares import share
 from unlabeled.evaluate.store import images
 
 
@@ -113,7 +114,9 @@ class FrameRetrieval:
         parts = [part.tolist() for part in rows.split(max(1, BATCH // 4))]
         found: dict[str, list[Tensor]] = {name: [] for name in backbones}
         pixels, frames = [], []
-        for i, batch in enumerate(subject.data.cut("test", parts, self.decode, "plain")):
+        mine = share(len(parts))
+        scan = subject.data.cut("test", mine.of(parts), self.decode, "plain")
+        for i, batch in enumerate(scan, mine.start):
             (clip,) = batch["crops"]
             pixels.append(clip.flatten(0, 1))
             frames.append(batch["frames"])
@@ -122,7 +125,9 @@ class FrameRetrieval:
                     x = images(pixels[-1], subject.device)
                     found[name].append(backbone(x).flatten(1).float().cpu())
             subject.progress("retrieval of frames", i + 1, len(parts))
-        return {k: torch.cat(x) for k, x in found.items()}, torch.cat(pixels), torch.cat(frames)
+        made = {name: mine.all(torch.cat(x), subject.device) for name, x in found.items()}
+        shown, which = (mine.all(torch.cat(x), subject.device) for x in (pixels, frames))
+        return made, shown, which
 
     def _details(self, kind: str, k: int) -> dict[str, Any]:
         return {

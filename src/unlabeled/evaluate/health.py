@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unlabeled.draws import Draws, subset
 from unlabeled.evaluate.contract import FINAL, Data, Request, Result, Shapes, Subject
 from unlabeled.evaluate.frozen import frozen
+from unlabeled.evaluate.shares import share
 from unlabeled.evaluate.store import images
 
 BATCH = 256  # images per forward
@@ -108,22 +109,28 @@ class Health:
 
     def _plain(self, subject: Subject, chosen: Sequence[int]) -> Tensor:
         """(n, D) of the test crop."""
-        scan = subject.data.cut("test", _parts(chosen), subject.data.eval_decode, "plain")
+        parts = _parts(chosen)
+        mine = share(len(parts))
+        scan = subject.data.cut("test", mine.of(parts), subject.data.eval_decode, "plain")
         crops = (images(batch["crops"][0], subject.device) for batch in scan)
-        return torch.cat([_vectors(subject.backbone, x) for x in crops])
+        rows = torch.cat([_vectors(subject.backbone, x) for x in crops])
+        return mine.all(rows, subject.device)
 
     def _views(self, subject: Subject, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(n, D) each, of two random crops."""
         key, parts = ("health", subject.seed), _parts(chosen)
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for i, batch in enumerate(subject.data.cut("test", parts, self.decode, *key)):
+        mine = share(len(parts))
+        scan = subject.data.cut("test", mine.of(parts), self.decode, *key)
+        for i, batch in enumerate(scan, mine.start):
             draws = Draws(*key, "flip", i, rows=len(batch["index"]))
             for rows, crop in zip(found, batch["crops"], strict=True):
                 x = images(crop, subject.device)
                 flipped = draws.chance(0.5).to(x.device)[:, None, None, None]
                 rows.append(_vectors(subject.backbone, torch.where(flipped, x.flip(-1), x)))
             subject.progress("health", i + 1, len(parts))
-        return torch.cat(found[0]), torch.cat(found[1])
+        first, second = (mine.all(torch.cat(rows), subject.device) for rows in found)
+        return first, second
 
 
 def _parts(chosen: Sequence[int]) -> list[Sequence[int]]:

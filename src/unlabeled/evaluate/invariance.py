@@ -12,6 +12,7 @@ from unlabeled.batch import normalize
 from unlabeled.draws import Draws, shuffled, subset
 from unlabeled.evaluate.contract import FINAL, Data, Request, Result, Shapes, Subject
 from unlabeled.evaluate.frozen import frozen
+from unlabeled.evaluate.shares import share
 from unlabeled.evaluate.store import shapes_of
 
 BINS = 20  # of a histogram, over distances from 0 to 2
@@ -122,8 +123,9 @@ class Invariance:
         plain = {stage: F.normalize(z, dim=1) for stage, z in kept.items() if z is not None}
         if len(plain) == len(kept):
             found[None] = [plain]
-        scan = subject.data.cut("test", parts, subject.data.eval_decode, "plain")
-        for i, batch in enumerate(scan):
+        mine = share(len(parts))
+        scan = subject.data.cut("test", mine.of(parts), subject.data.eval_decode, "plain")
+        for i, batch in enumerate(scan, mine.start):
             x = batch["crops"][0].to(subject.device).float() / 255
             if len(plain) < len(kept):
                 found[None].append(self._stages(subject, x, shapes))
@@ -131,10 +133,12 @@ class Invariance:
                 draws = Draws(subject.seed, "invariance", name, i, rows=len(x))
                 found[name].append(self._stages(subject, op(x.clone(), draws), shapes))
             subject.progress("invariance", i + 1, len(parts))
-        return {
-            name: {stage: torch.cat([some[stage] for some in rows]) for stage in rows[0]}
-            for name, rows in found.items()
-        }
+        made: dict[str | None, dict[str, Tensor]] = {}
+        for name, each in found.items():
+            made[name] = {stage: torch.cat([some[stage] for some in each]) for stage in each[0]}
+            if name is not None or len(plain) < len(kept):  # what is kept is of all images
+                made[name] = {s: mine.all(z, subject.device) for s, z in made[name].items()}
+        return made
 
     def _stages(self, subject: Subject, x: Tensor, shapes: Shapes) -> dict[str, Tensor]:
         x = normalize(x).contiguous(memory_format=torch.channels_last)
@@ -165,8 +169,9 @@ class Invariance:
                 "percent": True,
                 "panel": "Distances under transforms, by stage",
                 "part": stage,
+                "order": number,
             }
-            for stage in stages
+            for number, stage in enumerate(stages)
         }
         if len(stages) > 1:
             figures["stages"] = {

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from unlabeled.batch import normalize
 from unlabeled.evaluate.contract import Subject
+from unlabeled.evaluate.frozen import same_everywhere
 from unlabeled.evaluate.iterations import ahead
 from unlabeled.evaluate.pck import areas, interval, pck, right
 from unlabeled.evaluate.posed import Cutter, Objects, inside, outside, picture
 from unlabeled.evaluate.regressor import Regressor
+from unlabeled.evaluate.shares import share
 
 BATCH = 64  # crops that are read and predicted at once
 
@@ -31,8 +33,13 @@ class Limits(NamedTuple):
 
 
 def predicted(network: Regressor, cutter: Cutter, found: Objects, subject: Subject) -> Tensor:
-    """Key-points (N, K, 2) of every test object, in pixels of its image."""
-    parts = torch.arange(len(found)).split(BATCH)
+    """Key-points (N, K, 2) of every test object, in pixels of its image.
+
+    Processes share the objects.
+    """
+    same_everywhere(network)  # running statistics
+    mine = share(len(found))
+    parts = torch.arange(mine.start, mine.stop).split(BATCH)
     places = []
 
     def read(part: Tensor) -> list[Any]:
@@ -44,7 +51,7 @@ def predicted(network: Regressor, cutter: Cutter, found: Objects, subject: Subje
         windows = [window for _, window in examples]
         places += [outside(p, w) for p, w in zip(said, windows, strict=True)]
         subject.progress("key-points", number + 1, len(parts))
-    return torch.stack(places)
+    return mine.all(torch.stack(places), subject.device)
 
 
 def scored(

@@ -26,7 +26,7 @@ from unlabeled.evaluate.annotated import (
 from unlabeled.evaluate.contract import Data, Result, Subject
 from unlabeled.evaluate.dense import Dense, LinearMaps, PyramidPooling, dilate_to_eight
 from unlabeled.evaluate.directions import Words, codebook
-from unlabeled.evaluate.frozen import frozen
+from unlabeled.evaluate.frozen import frozen, same_everywhere
 from unlabeled.evaluate.iterations import Place, seeded, train
 from unlabeled.evaluate.normals_scored import figure, score
 from unlabeled.truth import UNKNOWN
@@ -158,6 +158,7 @@ class Normals:
                     *(subject.seed, "normals"),
                     still=still,
                 )
+            same_everywhere(network)  # running statistics
             made = score(network, subject, known, self.test_sides, self.pictures)
         details = {name: self._details(network.stages, len(rows)) for name in made.values}
         for name, detail in details.items():

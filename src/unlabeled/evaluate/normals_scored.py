@@ -16,6 +16,7 @@ from unlabeled.evaluate.annotated import resized
 from unlabeled.evaluate.contract import Subject
 from unlabeled.evaluate.directions import KNOWN, Words, coloured
 from unlabeled.evaluate.iterations import ahead
+from unlabeled.evaluate.shares import share
 
 PIXELS = 1 << 20  # that are predicted at once
 RESAMPLES = 500
@@ -57,17 +58,23 @@ def predict(
 def score(
     network: Network, subject: Subject, known: Words, sides: Sequence[int | None], pictures: int
 ) -> Scored:
-    """Errors on every known pixel of the test images, in their own resolution."""
+    """Errors on every known pixel of the test images, in their own resolution.
+
+    Processes share the images: the network must be the same in all of them.
+    """
     data, n = subject.data, subject.data.size("test")
     truths = data.annotation("test", "normals")
     centres, average = known.centres.to(subject.device), known.mean.to(subject.device)
-    found = Angles(n, subject.seed, "normals", "bootstrap", resamples=RESAMPLES)
-    constant = Angles(n, resamples=0)
-    shown = set(subset(None, n, min(pictures, n), subject.seed, "normals", "sheet").tolist())
+    mine = share(n)
+    first, stop = (mine.stop, mine.stop) if mine.spare else (mine.start, mine.stop)
+    key = (subject.seed, "normals", "bootstrap")
+    found = Angles(n, *key, resamples=RESAMPLES, start=first)
+    constant = Angles(n, resamples=0, start=first)
+    shown = subset(None, n, min(pictures, n), subject.seed, "normals", "sheet").tolist()
     sheet: list[tuple[np.ndarray, ...]] = []
     h, w = data.image("test", 0).shape[1:]
     each = max(1, PIXELS // (h * w * len(sides)))
-    parts = [list(range(i, min(i + each, n))) for i in range(0, n, each)]
+    parts = [list(range(i, min(i + each, stop))) for i in range(first, stop, each)]
 
     def read(part: list[int]) -> tuple[list[Tensor], list[Tensor]]:
         return [data.image("test", i) for i in part], list(truths.several(part))
@@ -76,14 +83,18 @@ def score(
         same = len({x.shape for x in whole}) == 1
         groups = [whole] if same else [[x] for x in whole]
         said = [x for group in groups for x in predict(network, group, centres, sides)]
-        for i, image, true, made in zip(part, whole, normals, said, strict=True):
+        for true, made in zip(normals, said, strict=True):
             here = true.to(subject.device)
             at = here.norm(dim=0) > KNOWN
             found.add(degrees(made[:, at].T, here[:, at].T).cpu())
             constant.add(degrees(average.expand(int(at.sum()), 3), here[:, at].T).cpu())
-            if i in shown:
-                sheet.append((image.permute(1, 2, 0).numpy(), coloured(true), coloured(made)))
-        subject.progress("normals", part[-1] + 1, n)
+        subject.progress("normals", part[-1] + 1 - first, stop - first)
+    for i in shown:
+        (image,), (true,) = read([i])
+        (made,) = predict(network, [image], centres, sides)
+        sheet.append((image.permute(1, 2, 0).numpy(), coloured(true), coloured(made)))
+    found.from_all(subject.device)
+    constant.from_all(subject.device)
     scores = found.scores()
     return Scored(
         {name: value for name, (value, _) in scores.items()},

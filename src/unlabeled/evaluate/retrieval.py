@@ -12,6 +12,7 @@ from unlabeled.draws import Draws, subset
 from unlabeled.evaluate.contract import FINAL, Data, Request, Result, Shapes, Subject
 from unlabeled.evaluate.frozen import frozen
 from unlabeled.evaluate.knn import search
+from unlabeled.evaluate.shares import share
 from unlabeled.evaluate.store import images
 
 BATCH = 256  # images or patches per forward
@@ -131,8 +132,9 @@ class Retrieval:
         parts: list[Tensor] = []
         pixels: list[Tensor] = []
         cuts: list[Tensor] = []
-        scan = subject.data.cut("test", batches, subject.data.eval_decode, "plain")
-        for i, batch in enumerate(scan):
+        mine = share(len(batches))
+        scan = subject.data.cut("test", mine.of(batches), subject.data.eval_decode, "plain")
+        for i, batch in enumerate(scan, mine.start):
             crop = batch["crops"][0]
             pixels.append(crop)
             if known is None:
@@ -146,11 +148,13 @@ class Retrieval:
                     for some in cut.split(BATCH)
                 ]
             subject.progress("retrieval", i + 1, len(batches))
-        shown = {"image": torch.cat(pixels)}
+        shown = {"image": mine.all(torch.cat(pixels), subject.device)}
+        of_patches = torch.empty(0)
         if cuts:
-            shown["patch"] = torch.cat(cuts)
-        of_images = torch.cat(whole) if known is None else known
-        return of_images, torch.cat(parts) if parts else torch.empty(0), shown
+            shown["patch"] = mine.all(torch.cat(cuts), subject.device)
+            of_patches = mine.all(torch.cat(parts), subject.device)
+        of_images = mine.all(torch.cat(whole), subject.device) if known is None else known
+        return of_images, of_patches, shown
 
     def _cut(self, crop: Tensor, draws: Draws) -> Tensor:
         """Patches (B * patches, 3, S, S) uint8 of crops (B, 3, S, S), enlarged."""

@@ -13,6 +13,7 @@ from unlabeled.evaluate.contract import Data, Result, Subject
 from unlabeled.evaluate.folds import distinct, missing, together
 from unlabeled.evaluate.forward import SOUND
 from unlabeled.evaluate.frozen import frozen
+from unlabeled.evaluate.shares import share
 from unlabeled.evaluate.sound_heads import Head
 
 BATCH = 16  # recordings that are decoded together
@@ -140,10 +141,14 @@ class Sound:
         data, net = subject.data, subject.backbone
         names = self._names(data, side)
         todo = [i for i, name in enumerate(names) if name not in known]
-        parts = [todo[i : i + BATCH] for i in range(0, len(todo), BATCH)]
+        if not todo:
+            return torch.stack([known[name] for name in names])
+        mine, made = share(len(todo)), []
+        own = mine.of(todo)
+        parts = [own[i : i + BATCH] for i in range(0, len(own), BATCH)]
         scan = data.cut(side, parts, self.decode.of(_sound(data)), "plain")
         with frozen(net):
-            for done, (part, batch) in enumerate(zip(parts, scan, strict=True), 1):
+            for done, batch in enumerate(scan, 1):
                 count, spans, samples = batch["audio"].shape
                 each = batch["audio"].view(-1, samples).split(SPANS)
                 found = torch.cat([self._heard(net, a.to(subject.device)) for a in each])
@@ -151,9 +156,10 @@ class Sound:
                     raise FloatingPointError(
                         "features of sound are not finite: did the training diverge?"
                     )
-                for i, features in zip(part, found.view(count, spans, -1), strict=True):
-                    known[names[i]] = features
+                made.append(found.view(count, spans, -1))
                 subject.progress(f"sounds, {side}", done, len(parts))
+        every = mine.all(torch.cat(made), subject.device)
+        known |= {names[i]: features for i, features in zip(todo, every, strict=True)}
         return torch.stack([known[name] for name in names])
 
     def _heard(self, net: nn.Module, audio: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from unlabeled import dist
 from unlabeled.draws import Draws, shuffled
 from unlabeled.evaluate.contract import Subject
+from unlabeled.evaluate.shares import Share, share
 from unlabeled.evaluate.store import images
 from unlabeled.lars import LARS
 from unlabeled.optim import cosine
@@ -133,7 +134,7 @@ def predictions(
 ) -> Tensor:
     """What a network makes of whole images, in the order of `rows` (or of the split), on the CPU.
 
-    Every process computes all of them.
+    Processes share the images: the network must be the same in all of them, which all call.
 
     Args:
         network: normalised images (B, 3, h, w) to (B, ...).
@@ -141,19 +142,20 @@ def predictions(
         split: "train" or "test".
         rows: positions, or None for all.
     """
-    data = subject.data
+    mine = share(subject.data.size(split) if rows is None else len(rows))
     with torch.no_grad():
         found = [
             network(images(batch["crops"][0], subject.device)).float().cpu()
-            for batch in _whole(data, split, rows)
+            for batch in _whole(subject.data, split, rows, mine)
         ]
-    return torch.cat(found)
+    return mine.all(torch.cat(found), subject.device)
 
 
-def _whole(data: Any, split: str, rows: Tensor | None) -> Iterator[Any]:
+def _whole(data: Any, split: str, rows: Tensor | None, mine: Share) -> Iterator[Any]:
     if rows is None:
-        return data.scan(split)
-    return data.cut(split, [part.tolist() for part in rows.split(256)], data.eval_decode, "plain")
+        return data.scan(split, mine.start, mine.stop)
+    parts = [part.tolist() for part in rows[mine.start : mine.stop].split(256)]
+    return data.cut(split, parts, data.eval_decode, "plain")
 
 
 def sum_gradients(optimizer: Optimizer) -> None:
