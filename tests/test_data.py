@@ -642,7 +642,7 @@ def test_a_wrong_root_says_what_was_looked_for_and_where_to_get_it(
     for node in (layout, layout.get("layout", {})):
         if "download" in node:
             node.download = False
-    with pytest.raises(ValueError, match="https?://") as error:
+    with pytest.raises(ValueError, match=r"https?://") as error:
         instantiate(layout)(root, 0)
     assert str(root) in str(error.value)
     assert re.search(
