@@ -1,5 +1,6 @@
 """Methods run on every tier of data, and a stream refuses those that must meet images again."""
 
+import io
 import tarfile
 
 import numpy as np
@@ -43,6 +44,9 @@ def root(tmp_path_factory):
         Image.fromarray(pixels).save(path)
         with tarfile.open(root / f"shards/{i % 3}.tar", "a") as archive:
             archive.add(path, f"{i:05d}.jpg")
+            label = tarfile.TarInfo(f"{i:05d}.cls")
+            label.size = 1
+            archive.addfile(label, io.BytesIO(str(i % 2).encode()))
     return root
 
 
