@@ -75,11 +75,11 @@ def grey(values):
     return (values.clamp(0, 1) * 255).byte()[:, None].repeat(1, 3, 1, 1)
 
 
-CHANCE = 1 / 8  # of a place; with four or eight hundred held-out pairs of images that share pixels
+CHANCE = 6 / 40  # always to say "to the right": it is so for 6 of the 40 pairs of a 3 x 3 grid
 
 
 def closed(accuracy):
-    return accuracy == pytest.approx(CHANCE, abs=0.06)
+    return accuracy == pytest.approx(CHANCE, abs=0.05)
 
 
 def test_borders_that_meet_are_learned_and_a_gap_closes_that():
