@@ -18,7 +18,7 @@ from unlabeled.callbacks.chunks import Chunks
 from unlabeled.parts.drop_path import DropPath
 from unlabeled.parts.frozen import Frozen
 
-SOME = ("barlow_twins", "mae", "moco_v2", "simclr", "swav")
+SOME = ("barlow_twins", "moco_v2", "simclr", "swav")
 ROWS = 7  # divides nothing here
 RUN = [
     *("backbone.norm=group", "data.limit=24", "data.batch_size=12", "trainer.max_epochs=1"),

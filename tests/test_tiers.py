@@ -112,10 +112,7 @@ def test_methods_that_index_images_say_so():
     }
 
 
-FAST = {
-    *(("jigsaw", "memory"), ("jigsaw", "stream"), ("swav", "folder"), ("swav", "stream")),
-    *(("pirl", "memory"), ("colorization", "stream")),
-}
+FAST = {("jigsaw", "stream"), ("swav", "folder"), ("pirl", "memory"), ("colorization", "stream")}
 EACH = [
     pytest.param(name, tier, marks=() if (name, tier) in FAST else pytest.mark.slow)
     for name in METHODS
