@@ -4,8 +4,8 @@
     python scripts/correspondence.py RUN --pairs 4000 --data clips
 
 Every held-out recording is met equally often, each time at a random moment: once its picture with
-the second of sound about it, once with the sound of another recording. Half of the pairs belong
-together, chance is 50 %. Two intervals of 95 % are given: over pairs, which holds for these
+the second of sound about it, once with the sound of a recording of another video. Half of the
+pairs belong together, chance is 50 %. Two intervals of 95 % are given: over pairs, which holds for these
 recordings, and over recordings, which is wider where they differ (bootstrap).
 """
 
@@ -23,7 +23,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from unlabeled.batch import sources
 from unlabeled.evaluate.intervals import bootstrap
+from unlabeled.parts.sources import another
 
 
 def answers(method: Any, data: Any, rounds: int) -> Tensor:
@@ -35,17 +37,22 @@ def answers(method: Any, data: Any, rounds: int) -> Tensor:
     found = []
     for turn in track(range(rounds), description="pairs", console=Console(stderr=True)):
         parts = [list(range(i, min(i + size, count))) for i in range(0, count, size)]
-        seen, heard = [], []
+        seen, heard, video = [], [], []
         for part, batch in enumerate(data.cut("test", parts, data.decode, "pairs", turn)):
+            video.append(sources(batch))
             views = method.augmented(batch, turn * len(parts) + part)["views"]
             with torch.inference_mode():
                 seen.append(method.backbone(views[0]))
                 heard.append(method.sound(views[1]))
         v, a = torch.cat(seen), torch.cat(heard)
-        shift = 1 + turn % (count - 1)  # every other recording in turn
+        own = torch.cat(video)
+        start = torch.arange(count) - 1 - turn % (count - 1)  # every other recording in turn
+        place, there = another(own, own, start)
+        if not there.all():
+            raise ValueError("another video's sound needs two videos, and there is one to test on")
         with torch.inference_mode():
-            own, other = method.logits(v, a), method.logits(v, a.roll(shift, 0))
-        found.append(torch.stack([own.argmax(1) == 1, other.argmax(1) == 0], 1))
+            right = method.logits(v, a), method.logits(v, a[place])
+        found.append(torch.stack([x.argmax(1) == y for x, y in zip(right, (1, 0), strict=True)], 1))
     return torch.stack(found).double()
 
 
@@ -65,13 +72,13 @@ def main() -> None:
         data.setup("test")
         saved = torch.load(args.run / "checkpoints/last.ckpt", weights_only=True)
         method.load_state_dict(saved["state_dict"])
+        method.eval()
+        method.seed = data.seed
+        count = data.size("test")
+        right = answers(method, data, math.ceil(args.pairs / (2 * count)))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    method.eval()
-    method.seed = data.seed
-    count = data.size("test")
-    right = answers(method, data, math.ceil(args.pairs / (2 * count)))
     pairs = right.numel()
     mean = right.mean().item()
     half = 1.96 * math.sqrt(mean * (1 - mean) / pairs)

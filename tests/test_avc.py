@@ -15,8 +15,9 @@ from unlabeled.augment.sound import Gain, LogSpectrogram, Masks, PictureSound, S
 from unlabeled.backbones.look_listen import LookListen
 from unlabeled.dist import rank, world_size
 from unlabeled.draws import Draws
-from unlabeled.methods.avc import AVC, distances
-from unlabeled.parts.sounding import overlay
+from unlabeled.methods.avc import AVC
+from unlabeled.parts.sounding import distances, overlay
+from unlabeled.parts.sources import another, several
 
 
 def noise(*shape, seed=0):
@@ -180,10 +181,11 @@ def literal(made, batch, shift):
     """One pair after the other."""
     pictures, sounds = batch["views"]
     n, total, right, pairs = len(pictures), 0.0, 0, 0
+    source = batch.get("group", batch["index"]).tolist()
     for i in range(n):
-        for j, y in ((i, 1), ((i + shift) % n, 0)):
-            if y == 0 and batch["index"][i] == batch["index"][j]:
-                continue
+        around = [(i + shift + k) % n for k in range(n)]
+        others = [j for j in around if source[j] != source[i]]
+        for j, y in ((i, 1), *((j, 0) for j in others[:1])):
             v, a = made.backbone(pictures[i : i + 1])[0], made.sound(sounds[j : j + 1])[0]
             if made.kind == "fused":
                 h = (made.head[0].weight @ torch.cat([v, a]) + made.head[0].bias).clamp(min=0)
@@ -219,6 +221,35 @@ def test_the_loss_is_its_formula(head, twice):
     again, right = literal(made, batch, drawn_shift(made, 12))
     assert found["correspondence"].item() == pytest.approx(again, rel=1e-9)
     assert found["accuracy"].item() == pytest.approx(right)
+
+
+@pytest.mark.parametrize("videos", [[0] * 6 + [1] * 6, [0, 0, 1, 1] * 3, [0] * 11 + [1], [0] * 12])
+def test_two_clips_of_one_video_are_never_a_negative(videos):
+    made = method()
+    batch = {**batch_of(), "group": torch.tensor(videos)}
+    for made.step in range(4):
+        loss, _ = literal(made, batch, drawn_shift(made, 12))
+        assert made.loss(batch)["correspondence"].item() == pytest.approx(loss, rel=1e-9)
+    own = batch["group"]
+    for shift in range(1, 12):
+        place, found = another(own, own, torch.arange(12) + shift)
+        assert found.tolist() == [len(set(videos)) > 1] * 12
+        assert (own[place] != own)[found].all()
+
+
+class Trainer:
+    def __init__(self, **data):
+        self.datamodule = type("Data", (), data)()
+
+
+def test_data_without_negatives_are_refused():
+    several(Trainer(batch_size=2, count=2), "fit")
+    several(Trainer(batch_size=2, count=5, sources=lambda self, split: 2), "fit")
+    several(Trainer(batch_size=1, count=1), "test")
+    with pytest.raises(ValueError, match=r"data\.batch_size of 2 or more, got 1"):
+        several(Trainer(batch_size=1, count=5), "fit")
+    with pytest.raises(ValueError, match="the 5 training recordings are cut from 1"):
+        several(Trainer(batch_size=2, count=5, sources=lambda self, split: 1), "fit")
 
 
 def test_shifts_are_derangements_of_every_kind():
@@ -257,7 +288,8 @@ def test_coinciding_embeddings_have_a_finite_gradient():
 def alike(head="fused"):
     made = method(head)
     made.step = 2
-    loss = made.loss(batch_of())["correspondence"]
+    batch = batch_of()
+    loss = made.loss({**batch, "group": batch["index"] // 4})["correspondence"]
     loss.backward()
     return [mean(loss.detach()), *(mean(p.grad) for p in made.parameters())]
 

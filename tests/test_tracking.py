@@ -89,6 +89,25 @@ def test_the_loss_is_its_formula(hard):
     assert found["accuracy"].item() == pytest.approx(right / count, rel=1e-6)
 
 
+def test_patches_of_one_video_are_never_negatives():
+    """Recordings 4 and 7 were cut from one video, 1 and 0 from another."""
+    made, batch = method(negatives=20, hard=1.0, drawn_until=0.0), batch_of()
+    batch["group"] = torch.tensor([2, 2, 2, 5, 5, 3])
+    d, _ = distances(made, batch)
+    owner = batch["group"].repeat_interleave(2).tolist()
+    costs = [
+        max(0.0, float(d[2 * i, 2 * i + 1] - d[anchor, n]) + 0.5)
+        for i in range(6)
+        for n in range(12)
+        for anchor in (2 * i, 2 * i + 1)
+        if owner[n] != owner[2 * i]
+    ]
+    found = made.measure(batch, 0)["ranking"].item()
+    assert found == pytest.approx(sum(costs) / len(costs), rel=1e-9)
+    batch["group"] = torch.full((6,), 2)
+    assert made.measure(batch, 0)["ranking"].item() == 0.0  # none has a negative: a step of nothing
+
+
 def test_hard_negatives_are_the_subset_of_largest_loss():
     made, batch = method(progress=0.5, negatives=3, hard=1.0), batch_of()
     d, owner = distances(made, batch)

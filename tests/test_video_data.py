@@ -262,6 +262,42 @@ def test_kinetics_takes_the_clips_that_are_there(tmp_path, clip, caplog):
         Kinetics()(root, 0)
 
 
+def test_clips_of_one_video_are_a_group_of_kinetics(tmp_path, clip):
+    root = tmp_path / "kinetics"
+    kinetics(root, clip["heard"], lost=0)
+    put(root / "train/other/-train00_000050_000060.mp4", clip["heard"])
+    with (root / "annotations/train.csv").open("a") as file:
+        file.write('"tap dancing",-train00,50,60,train,0\n')
+    train = Kinetics()(root, 0)["train"]
+    same = [i for i in range(13) if train.groups[i] == train.groups[12]]
+    assert [train.name(i) for i in same] == [
+        "train/singing/-train00_000000_000010.mp4",
+        "train/other/-train00_000050_000060.mp4",
+    ]
+    data = module(root, Kinetics())
+    assert (data.size("train"), data.sources("train")) == (13, 12)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert torch.equal(batch["group"], train.groups[batch["index"]])
+    assert "group" not in next(module(root, VideoFolder()).scan("test"))
+
+
+def test_a_rule_of_names_says_which_clips_of_a_folder_are_of_one_video(tmp_path, clip):
+    root = tmp_path / "set"
+    for side, names in {"train": ["a_1", "a_2", "b_1", "c"], "val": ["d_1"]}.items():
+        for name in names:
+            put(root / side / "run" / f"{name}.mp4", clip["mute"])
+    put(root / "train/walk/a_3.mp4", clip["mute"])
+    train = VideoFolder(group=r"([^/]+)_\d+$")(root, 0)["train"]
+    names = [train.name(i) for i in range(5)]
+    assert names[4] == "train/walk/a_3.mp4"
+    assert [train.groups.tolist().count(g) for g in train.groups.tolist()] == [3, 3, 1, 1, 3]
+    whole = VideoFolder(group=r"^[^_]*")(root, 0)["train"]
+    assert [whole.groups.tolist().count(g) for g in whole.groups.tolist()] == [2, 2, 1, 1, 1]
+    with pytest.raises(ValueError, match=r"data\.layout\.group is no regular expression"):
+        VideoFolder(group="(a")
+
+
 def test_kinetics_without_any_clip_says_how_they_should_be_called(tmp_path, clip):
     root = tmp_path / "kinetics"
     kinetics(root, clip["mute"], lost=6)
@@ -279,6 +315,9 @@ def audioset(root, data, count=6):
             mids = ("/m/b", "/m/a,/m/c", "/m/c,/m/b")[i % 3]
             lines.append(f'{side}{i}, {i}.000, {i + 10}.000, "{mids}"')
             put(root / "clips" / f"{side}{i}.mp4", data)
+            if i == 3:  # two segments of one video
+                lines.append(f'{side}{i}, 50.000, 60.000, "/m/c"')
+                put(root / "clips" / f"{side}{i}_000050_000060.mp4", data)
         put(root / f"{list_}.csv", "\n".join(lines).encode())
 
 
@@ -287,8 +326,9 @@ def test_audioset_keeps_all_labels_as_tags(tmp_path, clip):
     audioset(root, clip["heard"])
     train = AudioSet()(root, 0)["train"]
     assert train.classes == ("Speech", "Dog, bark", "Bell")
-    tags = [x.tolist() for x in train.annotations["tags"].several(range(6))]
-    assert tags == [[1], [0, 2], [2, 1], [1], [0, 2], [2, 1]]
+    tags = [x.tolist() for x in train.annotations["tags"].several(range(7))]
+    assert tags == [[1], [0, 2], [2, 1], [1], [2], [0, 2], [2, 1]]
+    assert train.groups.tolist() == [0, 1, 2, 3, 3, 4, 5]
     assert all(label in each for label, each in zip(train.labels.tolist(), tags, strict=True))
     assert AudioSet()(root, 1)["train"].labels.equal(train.labels)
     assert AudioSet(names=None)(root, 0)["train"].classes == ("/m/a", "/m/b", "/m/c")

@@ -17,6 +17,7 @@ class Batch(TypedDict, total=False):
     audio: Tensor  # (B, samples) float32 in [-1, 1]
     frames: Tensor  # (B, T) int64, which pictures of its recording a clip shows
     index: Tensor  # (B,) int64, position in the training set
+    group: Tensor  # (B,) int64, the video that a recording was cut from, where that is known
     label: Tensor  # (B,) int64, never read by a self-supervised loss
     tags: Tensor  # (B, M) int64, all the labels of an image that has several; -1 fills up
     step: int  # how many batches the run has drawn before this one: the key of randomness
@@ -26,6 +27,11 @@ class Batch(TypedDict, total=False):
     views: list[Tensor]  # what the loss sees: float32, normalised, any trailing shape
     mask: Tensor  # 1 where the loss looks
     target: Tensor | dict[str, Tensor]  # the pretext answer, if there is one
+
+
+def sources(batch: Batch) -> Tensor:
+    """(B,) int64: equal where samples come from one video; each its own where that is not known."""
+    return batch.get("group", batch["index"])
 
 
 def first(batch: Batch, count: int) -> Batch:

@@ -23,7 +23,8 @@ from unlabeled.spectrogram import LogSpectrogram
 class Recordings(Images):
     """Recordings and, where the layout knows them, labels.
 
-    What a batch has besides `index` and `label` is what the decode gives: `crops`, one (B, T, 3,
+    What a batch has besides `index`, `label` and, where it is known from which video each recording
+    was cut, `group` is what the decode gives: `crops`, one (B, T, 3,
     S, S) for each clip or (B, 3, S, S) for each picture; `frames` (B, T); `audio` (B, samples).
     Recordings of sound alone give no `crops`.
 
@@ -101,6 +102,11 @@ class Recordings(Images):
         other.layout, other._store, other._passes = layout, None, 0
         other._open = partial(self._open.func, self.root, layout, **self._open.keywords)
         return other
+
+    def sources(self, split: Side) -> int:
+        """How many videos a split's recordings were cut from, as far as that is known."""
+        groups = getattr(self._read().split(split), "groups", None)
+        return self.size(split) if groups is None else len(groups.unique())
 
     def sounding(self, split: Side) -> bool:
         """Whether any of a split's recordings has sound."""

@@ -206,10 +206,12 @@ def answers(split: Split) -> frozenset[str]:
 
 
 def labelled(crops: list[Tensor], index: Tensor, split: Split) -> Batch:
-    """A batch of crops of the images at `index`, with their labels and tags if there are any."""
+    """A batch of crops of the images at `index`, with labels, tags and groups if there are any."""
     batch = Batch(crops=crops, index=index)
     if split.labels is not None:
         batch["label"] = split.labels[index]
+    if (groups := getattr(split, "groups", None)) is not None:
+        batch["group"] = groups[index]
     if (tags := split.annotations.get("tags")) is not None:
         several = list(tags.several(index.tolist()))
         batch["tags"] = pad_sequence(several, batch_first=True, padding_value=-1)

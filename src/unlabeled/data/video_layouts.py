@@ -30,6 +30,10 @@ class VideoFolder:
         labels: whether folders may be classes.
         sound: leave out recordings without a track of sound.
         shortest: leave out recordings shorter than so many seconds.
+        group: a regular expression for what recordings of one video share of their path below the
+            root, without its ending: what its first bracket matches, or the whole of it. They stay
+            together when data are divided, and none is a negative of another. A path that it does
+            not match stands alone; None: every one does.
     """
 
     def __init__(
@@ -40,17 +44,20 @@ class VideoFolder:
         labels: bool = True,
         sound: bool = False,
         shortest: float = 0.0,
+        group: str | None = None,
     ) -> None:
         if not 0 <= test_share < 1:
             raise ValueError(f"data.layout.test_share must be in [0, 1), got {test_share}")
         self.test_share, self.split_seed, self.labels = test_share, split_seed, labels
         self.sound, self.shortest = sound, long_enough(shortest)
+        self.group = None if group is None else named(group)
 
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
         files = read_tree(root, kind=RECORDINGS)
         if not self.labels:
             files = {side: replace(x, labels=None, classes=()) for side, x in files.items()}
-        splits = media(files, sound=self.sound, shortest=self.shortest)
+        options = {"sound": self.sound, "shortest": self.shortest}
+        splits = media(files, group=self.group, **options)
         return divided(splits, self.test_share, self.split_seed)
 
 
@@ -180,6 +187,24 @@ def grouped(pattern: re.Pattern[str]) -> Callable[[str], str]:
     def group(path: str) -> str:
         found = pattern.match(Path(path).stem)
         return found.group(1) if found else path
+
+    return group
+
+
+def named(pattern: str) -> Callable[[str], str]:
+    """As `grouped`, of a pattern that is looked for in whole paths without their ending."""
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise ValueError(
+            f"data.layout.group is no regular expression ({error}): {pattern!r}"
+        ) from error
+
+    def group(path: str) -> str:
+        found = search(str(Path(path).with_suffix("")))
+        if not found:
+            return path
+        return next((x for x in found.groups() if x is not None), found.group())
 
     return group
 

@@ -27,7 +27,8 @@ class Kinetics:
 
     A row has label, youtube_id, time_start and time_end; its clip lies anywhere below the root
     under the name <id>_<start>_<end> (six digits each) or <id>. Clips that are not there (videos
-    vanish) are left out and counted.
+    vanish) are left out and counted. Clips of one youtube_id are a group: they stay together when
+    settings are chosen, and none is a negative of another.
 
     Args:
         train: the list of training clips, relative to the root.
@@ -55,15 +56,18 @@ class Kinetics:
         places = _places(root)
         kinds = self.classes or sorted({row[0] for row in sides["train"]})
         found: dict[str, Files] = {}
+        video: dict[str, str] = {}
         for side, rows in sides.items():
             kept = [
-                (path, label)
+                (path, label, cut[0])
                 for label, *cut in rows
                 if label in kinds and (path := _place(places, cut)) is not None
             ]
             _tell(root / self.lists[side], sum(row[0] in kinds for row in rows), len(kept))
-            found[side] = listed(root, kept, kinds)
-        return {**media(found, sound=self.sound, shortest=self.shortest)}
+            found[side] = listed(root, [(path, label) for path, label, _ in kept], kinds)
+            video |= {path: name for path, _, name in kept}
+        options = {"sound": self.sound, "shortest": self.shortest}
+        return {**media(found, group=video.__getitem__, **options)}
 
     def _rows(self, root: Path, name: str) -> Iterator[tuple[str, str, str, str]]:
         columns = ("label", "youtube_id", "time_start", "time_end")
@@ -79,8 +83,9 @@ class AudioSet:
     """AudioSet's lists of segments. Gemmeke et al., ICASSP 2017.
 
     A row has YTID, start_seconds, end_seconds and positive_labels; lines that begin with # are
-    comments. Names of files, and segments that are not there, are as in `Kinetics`. A segment has
-    several labels: annotation `tags` has all of them, and `labels` one of them, drawn once.
+    comments. Names of files, segments that are not there, and groups are as in `Kinetics`. A
+    segment has several labels: annotation `tags` has all of them, and `labels` one of them, drawn
+    once.
 
     Args:
         train: the list of training segments, relative to the root.
@@ -108,20 +113,23 @@ class AudioSet:
         mids, classes = self._classes(root, [mid for row in sides["train"] for mid in row[1]])
         number = {mid: i for i, mid in enumerate(mids)}
         found: dict[str, Files] = {}
+        video: dict[str, str] = {}
         for side, rows in sides.items():
-            kept = [
-                (path, [number[mid] for mid in several if mid in number])
+            there = [
+                (path, cut[0], [number[mid] for mid in several if mid in number])
                 for cut, several in rows
                 if (path := _place(places, cut)) is not None
             ]
-            _tell(root / self.lists[side], len(rows), len(kept))
-            kept = [(path, tags) for path, tags in kept if tags]
+            _tell(root / self.lists[side], len(rows), len(there))
+            video |= {path: name for path, name, _ in there}
+            kept = [(path, tags) for path, _, tags in there if tags]
             u = Draws("audioset label", side, rows=len(kept)).uniform().tolist()
             drawn = [tags[int(x * len(tags))] for (_, tags), x in zip(kept, u, strict=True)]
             rows_of = [(path, classes[i]) for (path, _), i in zip(kept, drawn, strict=True)]
             tags = Kept([torch.tensor(tags) for _, tags in kept])
             found[side] = replace(listed(root, rows_of, classes), annotations={"tags": tags})
-        return {**media(found, sound=self.sound, shortest=self.shortest)}
+        options = {"sound": self.sound, "shortest": self.shortest}
+        return {**media(found, group=video.__getitem__, **options)}
 
     def _classes(self, root: Path, met: Sequence[str]) -> tuple[list[str], list[str]]:
         """The mids of all classes, and what they are called."""

@@ -4,19 +4,19 @@ Arandjelovic and Zisserman, ICCV 2017. https://arxiv.org/abs/1705.08168
 Objects that Sound (AVE-Net), ECCV 2018. https://arxiv.org/abs/1712.06651
 
     v = f(picture), a = g(log-spectrogram of one second of sound about it)
-    positive: both of one recording; negative: the sound of another recording
+    positive: both of one recording; negative: the sound of one from another video
     fused:     logits = W2 relu(W1 [v, a])                                      (L3-Net)
     distance:  logits = w ||norm(P v) - norm(Q a)||_2 + b, P and Q two layers to 128  (AVE-Net)
     L = mean over positives and negatives, one to one, of CE(logits, same or not)
 
-Every sound serves twice: with its own picture, and with that of another recording of the global
-batch, by a shift that is drawn for each step. Where a shift meets the same recording again (it
-stood for one that could not be read), the pair does not count.
+A picture's other sound is found by a shift through the global batch that is drawn for each step,
+and on from there to the next of another video (`group`, where the data know what clips were cut
+from). Where the batch has none, the picture has no negative.
 
 Invariants: equal logits cost log 2; without sound (all zero) the answer depends on the picture
-alone; a derangement of the sounds turns every positive into a negative.
-Traps: a negative from the same recording; volume or codec as a cue (`augment.gain`); silence (see
-`decode.sound.silence`); the logarithm of zero; sounds at another rate than the network's.
+alone; a derangement of the sounds turns every positive into a negative. Traps: a negative from the
+same video; volume or codec as a cue (`augment.gain`); silence (see `decode.sound.silence`); the
+logarithm of zero; sounds at another rate than the network's.
 """
 
 from typing import ClassVar, Literal
@@ -25,21 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.batch import Batch, denormalize
+from unlabeled.batch import Batch, denormalize, sources
 from unlabeled.dist import gather, rank, world_size
 from unlabeled.draws import to
 from unlabeled.method import Method
 from unlabeled.optim import Optim
 from unlabeled.parts.mlp import mlp
 from unlabeled.parts.precision import full_precision
-from unlabeled.parts.sounding import overlay
-
-
-@full_precision
-def distances(v: Tensor, a: Tensor) -> Tensor:
-    """(B,) of the directions of rows (B, D); its gradient is finite where they coincide."""
-    square = (F.normalize(v, dim=1) - F.normalize(a, dim=1)).square().sum(1)
-    return (square + 1e-12).sqrt()
+from unlabeled.parts.sounding import distances, overlay
+from unlabeled.parts.sources import another, several
 
 
 class AVC(Method):
@@ -77,12 +71,15 @@ class AVC(Method):
         if head == "fused":
             self.head: nn.Module = mlp(self.feature_dim + heard, dim, 2, norm="none")
         else:
-            self.see = mlp(self.feature_dim, dim, dim, norm="none")
-            self.hear = mlp(heard, dim, dim, norm="none")
+            self.see, self.hear = (mlp(n, dim, dim, norm="none") for n in (self.feature_dim, heard))
             self.head = nn.Linear(1, 2)
             with torch.no_grad():  # near means the same, from the start
                 self.head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
                 self.head.bias.copy_(torch.tensor([-1.0, 1.0]))
+
+    def setup(self, stage: str) -> None:
+        several(self.trainer, stage)
+        super().setup(stage)
 
     def listen(self, x: Tensor) -> Tensor:
         """(B, E) of spectrograms, or of sounds where the backbone hears."""
@@ -98,13 +95,13 @@ class AVC(Method):
         picture, spectrogram = batch["views"]
         v, a = self.backbone(picture), self.listen(spectrogram)
         self.watch(features=v)
-        others, wrong = gather(a), gather(batch["index"])
+        own, others = sources(batch), gather(a)
         shift = 1 + self.shared_draws("shift").integers(max(1, len(others) - 1))
-        own = rank() * len(a) + torch.arange(len(a))
-        place = to((own + shift) % len(others), a.device)
+        start = to(rank() * len(a) + torch.arange(len(a)) + shift, a.device)
+        place, found = another(own, gather(own), start)
         logits = torch.cat([self.logits(v, a), self.logits(v, others[place])])
         target = torch.arange(2, device=a.device).flip(0).repeat_interleave(len(a))
-        counts = torch.cat([torch.ones_like(place), wrong[place] != batch["index"]]).float()
+        counts = torch.cat([torch.ones_like(found), found]).float()
         right = (logits.argmax(1) == target).float()
         total = gather(counts).sum().clamp(min=1) / world_size()  # of this process's share
         self.note("accuracy", (right * counts).sum() / total)
@@ -113,11 +110,12 @@ class AVC(Method):
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Where in the picture the sound might come from: its own, and another's."""
-        picture, spectrogram = batch["views"]
-        shown = denormalize(picture).clamp(0, 1)
-        a = self.listen(spectrogram)
-        columns = {"picture": shown, "its sound": overlay(shown, self.localise(picture, a))}
-        return {**columns, "another's": overlay(shown, self.localise(picture, a.roll(1, 0)))}
+        (picture, spectrogram), own = batch["views"], sources(batch)
+        shown, a = denormalize(picture).clamp(0, 1), self.listen(spectrogram)
+        place, _ = another(own, own, torch.arange(len(own), device=own.device) + 1)
+        heard = {"its sound": a, "another's": a[place]}
+        maps = {name: overlay(shown, self.localise(picture, x)) for name, x in heard.items()}
+        return {"picture": shown, **maps}
 
     def localise(self, picture: Tensor, a: Tensor) -> Tensor:
         """(B, h, w): how well each place's features alone go with sounds (B, E)."""

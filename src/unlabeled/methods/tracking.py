@@ -6,12 +6,14 @@ Wang and Gupta, ICCV 2015. https://arxiv.org/abs/1505.00687
     D(a, b) = 1 - cos(h(a), h(b))
     L = mean over pairs i and K negatives n of ([D(x_i, x_i+) - D(x_i, n) + M]_+
                                                + [D(x_i, x_i+) - D(x_i+, n) + M]_+) / 2
-    n: patches of other recordings of the batch; drawn, later those with the largest loss
+    n: patches of other videos of the batch; drawn, later those with the largest loss
 
-Pairs are cut by `data.tracks`. Negatives are told by the recording, never by the track: two tracks
-of one recording may show one thing. Both patches of a pair are anchors for the same negatives, as
-in the official code, which has M = 1 and of K = 4 takes 2 hard and 2 drawn ones (`hard: 0.5`). The
-paper's h is AlexNet up to fc6 (4096) and fc7 (1024).
+Pairs are cut by `data.tracks`. Negatives are told by the video, never by the track: two tracks of
+one recording may show one thing, and so may two recordings that were cut from one video, where the
+data know that (`group`). A pair without any other video in its batch costs nothing. Both patches
+of a pair are anchors for the same negatives, as in the official code, which has M = 1 and of K = 4
+takes 2 hard and 2 drawn ones (`hard: 0.5`). The paper's h is AlexNet up to fc6 (4096) and fc7
+(1024).
 
 Invariants: equal embeddings cost M exactly; D+ = 0 with D- >= M costs nothing; triplets without a
 loss have no gradient; hard negatives are the subset of largest loss. Traps: with unit vectors D
@@ -26,13 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.batch import Batch, denormalize
+from unlabeled.batch import Batch, denormalize, sources
 from unlabeled.dist import gather
 from unlabeled.draws import to
 from unlabeled.method import Method
 from unlabeled.optim import Optim
 from unlabeled.parts.places import Places
 from unlabeled.parts.precision import full_precision
+from unlabeled.parts.sources import several
 from unlabeled.parts.triplets import average, gaps, selected
 
 
@@ -82,6 +85,10 @@ class Tracking(Method):
         self.places = Places(self.feature_dim, side=side, widths=hidden)
         self.head = nn.Identity() if dim is None else nn.Linear(self.places.dim, dim)
 
+    def setup(self, stage: str) -> None:
+        several(self.trainer, stage)
+        super().setup(stage)
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         pairs, features = self._embedded(batch)
         self.watch(features=features[:, 0], embeddings=pairs[:, 0])
@@ -95,7 +102,7 @@ class Tracking(Method):
         return {"ranking": average((cost * chosen).sum(1), chosen.sum(1))}
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """A pair, and the patch of another recording that is nearest to it."""
+        """A pair, and the patch of another video that is nearest to it."""
         pairs, _ = self._embedded(batch)
         apart, allowed = self._gaps(pairs, batch)
         nearest = apart.sum(1).masked_fill(~allowed, -torch.inf).argmax(1)
@@ -105,8 +112,8 @@ class Tracking(Method):
 
     def _gaps(self, pairs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """D(x, x+) - D(x, n) (B, 2, 2N) of the global batch's patches n, and which may be such."""
-        others, owner = gather(pairs).flatten(0, 1), gather(batch["index"]).repeat_interleave(2)
-        return gaps(pairs, others), owner != batch["index"][:, None]
+        others, own = gather(pairs).flatten(0, 1), sources(batch)
+        return gaps(pairs, others), gather(own).repeat_interleave(2) != own[:, None]
 
     def _embedded(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Unit embeddings (B, 2, D) of pairs, and features (B, 2, dim)."""

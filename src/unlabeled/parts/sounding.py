@@ -1,8 +1,17 @@
-"""Pictures of where something sounds."""
+"""How far what is seen is from what is heard, and pictures of where something sounds."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from unlabeled.parts.precision import full_precision
+
+
+@full_precision
+def distances(v: Tensor, a: Tensor) -> Tensor:
+    """(B,) of the directions of rows (B, D); its gradient is finite where they coincide."""
+    square = (F.normalize(v, dim=1) - F.normalize(a, dim=1)).square().sum(1)
+    return (square + 1e-12).sqrt()
 
 
 def overlay(pictures: Tensor, maps: Tensor) -> Tensor:
