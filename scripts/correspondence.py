@@ -5,8 +5,8 @@
 
 Every held-out recording is met equally often, each time at a random moment: once its picture with
 the second of sound about it, once with the sound of a recording of another video. Half of the
-pairs belong together, chance is 50 %. Two intervals of 95 % are given: over pairs, which holds for these
-recordings, and over recordings, which is wider where they differ (bootstrap).
+pairs belong together, chance is 50 %. Two intervals of 95 % are given: over pairs, which holds for
+these recordings, and over recordings, which is wider where they differ (bootstrap).
 """
 
 import argparse

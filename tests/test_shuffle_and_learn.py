@@ -1,6 +1,8 @@
 """Shuffle & Learn: the sampler, the answer from frame indices, the loss, what must not matter."""
 
+import logging
 import math
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -13,8 +15,9 @@ from unlabeled.augment.frame_order import FrameOrder
 from unlabeled.augment.geometry import Flip
 from unlabeled.augment.views import Views
 from unlabeled.data.clip_parts import Box, Square
+from unlabeled.data.lasting import Lasting, unseen
 from unlabeled.data.motion_frames import MotionFrames
-from unlabeled.data.recordings import Kept
+from unlabeled.data.recordings import Kept, Memory
 from unlabeled.data.rgb import UnreadableError
 from unlabeled.dist import rank, world_size
 from unlabeled.draws import Draws
@@ -100,6 +103,29 @@ def test_short_recordings_are_refused_and_the_shortest_works():
         sampler().frames(recording(frames=10), Draws(0))
     with pytest.raises(ValueError, match="tau_min"):
         sampler(tau_max=3, tau_min=4)
+    assert sampler().least == 11
+
+
+def test_recordings_without_enough_pictures_are_no_training_recordings(caplog):
+    """Set aside before the training, counted and named; not unreadable, and still tested on."""
+
+    class Split(Memory):
+        def lengths(self):
+            return self.labels  # 0: one that cannot be read
+
+    counts = torch.tensor([20, 10, 11, 0, 9, 40])
+    split = Split(torch.zeros(6, 1, 3, 8, 8, dtype=torch.uint8), 10.0, None, 0, counts, ())
+    layout = Lasting(lambda root, seed: {"train": split, "test": split}, sampler().least)
+    with caplog.at_level(logging.WARNING):
+        splits = layout(Path(), 0)
+    assert splits["train"].labels.tolist() == [20, 11, 0, 40]
+    assert len(splits["test"]) == 6
+    assert "train: of 6 recordings, 2 have fewer pictures than the 11" in caplog.text
+    assert "left out: recording 1, recording 4" in caplog.text
+    assert sorted(split.labels[unseen(split, 100, sampler(), 0)].tolist()) == [0, 11, 20, 40]
+    assert not len(unseen(split.take(torch.tensor([1, 4])), 100, sampler(), 0))
+    with pytest.raises(ValueError, match=r"the 50 pictures .*decode\.tau_min"):
+        Lasting(lambda root, seed: {"train": split.take(torch.tensor([0, 5]))}, 50)(Path(), 0)
 
 
 def test_one_box_holds_for_the_five_frames():

@@ -87,6 +87,10 @@ def test_what_does_not_sound_or_is_too_short_is_left_out_and_counted(tmp_path, c
         f"train/heard{i}.mp4" for i in range(3)
     ]
     assert "of 9 recordings, 3 without sound and 3 shorter than 1 s" in caplog.text
+    assert (
+        "left out: train/mute0.mp4, train/mute1.mp4, train/mute2.mp4, train/short0" in caplog.text
+    )
+    assert "short1.mp4, and 1 more" in caplog.text
     with pytest.raises(ValueError, match="no training recording lasts 60 s and has sound"):
         VideoFolder(sound=True, shortest=60)(root, 0)
 
@@ -194,6 +198,8 @@ def test_ucf101_and_its_groups(tmp_path, clip):
     held = HeldOut(layout=UCF101(), share=0.25)(root, 0)
     names = [{split.name(i)[:-8] for i in range(len(split))} for split in held.values()]
     assert not names[0] & names[1]
+    put(root / "UCF-101/Archery/v_Archery_g01_c01.avi", clip["short"])
+    assert len(UCF101(shortest=1.0)(root, 0)["train"]) == 15
     with pytest.raises(ValueError, match="fold must be 1, 2 or 3, got 4"):
         UCF101(fold=4)
     with pytest.raises(ValueError, match="trainlist02"):
@@ -374,7 +380,9 @@ def run_on(compose, out, *lines):
     return torch.load(out / "checkpoints/last.ckpt", weights_only=True)
 
 
-def test_methods_learn_from_folders_with_unreadable_and_silent_files(tmp_path, clip, compose):
+def test_methods_learn_from_folders_with_unreadable_and_silent_files(
+    tmp_path, clip, compose, caplog
+):
     """In training and on held-out recordings; nothing of these files stops a run."""
     root = tmp_path / "set"
     tree(root, clip["heard"], {"train": 4, "test": 2})
@@ -383,6 +391,7 @@ def test_methods_learn_from_folders_with_unreadable_and_silent_files(tmp_path, c
         put(root / side / "run/silent.mp4", silent)
         put(root / side / "run/bad.mp4", b"no film")
         put(root / side / "run/mute.mp4", clip["mute"])
+        put(root / side / "walk/short.mp4", clip["short"])
     data = ["data=audio_video_folder", f"data.root={root}", "data.max_unreadable=0.5"]
     listening = ["decode.sound.seconds=0.5", "decode.sound.rate=4000"]
     listening += [f"method.augment.spectrogram.{x}" for x in ("window=64", "hop=32")]
@@ -391,5 +400,9 @@ def test_methods_learn_from_folders_with_unreadable_and_silent_files(tmp_path, c
     assert saved["global_step"] == 2
     frames = ["decode.tau_max=8", "decode.tau_min=4"]
     tiny = ["backbone=resnet18_tiny", "backbone.width=16"]
-    saved = run_on(compose, tmp_path / "order", "method=shuffle_and_learn", *data, *frames, *tiny)
+    lines = ["method=shuffle_and_learn", *data, *frames, *tiny, "data.layout.shortest=0"]
+    with caplog.at_level(logging.WARNING):
+        saved = run_on(compose, tmp_path / "order", *lines)
     assert saved["global_step"] == 2
+    assert "1 have fewer pictures than the 11 that decode takes" in caplog.text
+    assert "short.mp4 (" not in caplog.text  # nobody calls it unreadable

@@ -56,12 +56,13 @@ class ESC50:
     Args:
         fold: 1 to 5, to test on; the others train. Published numbers are means over the five.
         esc10: only the ten classes of ESC-10.
+        shortest: leave out sounds shorter than so many seconds.
     """
 
-    def __init__(self, *, fold: int = 1, esc10: bool = False) -> None:
+    def __init__(self, *, fold: int = 1, esc10: bool = False, shortest: float = 0.0) -> None:
         if fold not in range(1, 6):
             raise ValueError(f"data.layout.fold must be 1, 2, 3, 4 or 5, got {fold}")
-        self.fold, self.esc10 = fold, esc10
+        self.fold, self.esc10, self.shortest = fold, esc10, long_enough(shortest)
 
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
         inside = root / "ESC-50-master"
@@ -83,7 +84,8 @@ class ESC50:
         if not (root / first).is_file():
             raise ValueError(f"the first sound of {root / TABLE} is not there: {root / first}")
         files = {side: listed(root, paths, kinds, SOUNDS) for side, paths in each.items()}
-        found = media(files, pictured=False, group=source.__getitem__)
+        options = {"pictured": False, "shortest": self.shortest}
+        found = media(files, group=source.__getitem__, **options)
         _apart(found, source)
         return {**found}
 

@@ -13,6 +13,7 @@ from unlabeled.batch import Batch
 from unlabeled.data.clip_decode import ClipDecode, Picture
 from unlabeled.data.decode import Decode
 from unlabeled.data.images import Images, Side
+from unlabeled.data.lasting import Lasting
 from unlabeled.data.layouts import Layout
 from unlabeled.data.rgb import UnreadableError
 from unlabeled.data.store import Store
@@ -68,9 +69,10 @@ class Recordings(Images):
             _of_recordings(each, random=random)
             for each, random in zip(given, (True, False), strict=True)
         ]
+        whole = layout if tracks is None else WithTracks(layout, tracks)
         super().__init__(
             root=root,
-            layout=layout if tracks is None else WithTracks(layout, tracks),
+            layout=Lasting(whole, getattr(cut[0], "least", 1)),
             decode=cut[0],
             eval_decode=cut[1],
             batch_size=batch_size,

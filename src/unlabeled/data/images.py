@@ -12,13 +12,14 @@ from unlabeled.batch import Batch
 from unlabeled.data.annotated import Annotations
 from unlabeled.data.decode import Decode
 from unlabeled.data.encoded import Encoded, EncodedRows, cropped
+from unlabeled.data.lasting import unseen
 from unlabeled.data.layouts import Layout
 from unlabeled.data.reading import MemoryRows, TrainingRows, answers
 from unlabeled.data.sampler import Batches, Loader, Order
 from unlabeled.data.splits import digest, parted
 from unlabeled.data.store import Store, check, cores
 from unlabeled.data.tasks import Tasks, by_task, filled, in_turn
-from unlabeled.draws import Draws, shuffled, subset
+from unlabeled.draws import Draws
 
 Side = Literal["train", "test"]
 
@@ -156,13 +157,12 @@ class Images(Annotations, pl.LightningDataModule):
         the seed. Where there are several tasks, every batch comes once for each.
 
         Args:
-            count: about how many, at least one batch; all there are if these are fewer.
+            count: about how many, at least one batch; all there are if these are fewer; none if
+                all are too short for what training cuts.
         """
-        store = self._read()
-        here = store.split("test")
-        labels = None if here.labels is None else here.labels.tolist()
-        chosen = subset(labels, len(here), min(count, len(here)), self.seed, "unseen")
-        chosen = chosen[shuffled(len(chosen), self.seed, "unseen order")]
+        chosen = unseen(self._read().split("test"), count, self.decode, self.seed)
+        if not len(chosen):
+            return iter(())  # all are too short
         rank, world = self._place().values()
         rows = max(1, min(self.batch_size, len(chosen)) // world)
         wholes = chosen[: len(chosen) // (rows * world) * rows * world].view(-1, world, rows)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.files import Kind, cache_folder
+from unlabeled.data.lasting import few
 from unlabeled.data.media import Film
 from unlabeled.data.media_index import Table, indexed
 from unlabeled.data.recordings import middle
@@ -91,6 +92,10 @@ class Media:
         name = hashlib.blake2b(said, digest_size=16).hexdigest()
         return Film(path, facts, cache_folder().parent / f"motion/{name[:2]}/{name}.npy")
 
+    def lengths(self) -> Tensor:
+        """(N,) int64: pictures of each; 0 of what cannot be read."""
+        return torch.from_numpy(self.table.numbers[self.rows, 0])
+
     def image(self, i: int) -> Tensor:
         """The picture in the middle, RGB (3, H, W) uint8. Raises `UnreadableError`."""
         return middle(self.recording(i))
@@ -116,8 +121,8 @@ def media(
 ) -> dict[str, Media]:
     """Splits of media files, with what is known of each file.
 
-    What is too short, or has no sound though some is asked for, is left out and counted. What
-    cannot be read stays, to be counted as unreadable where it is met.
+    What is too short, or has no sound though some is asked for, is left out, counted and named.
+    What cannot be read stays, to be counted as unreadable where it is met.
 
     Args:
         splits: the files.
@@ -141,30 +146,31 @@ def media(
         if group is not None:
             names = [group(files.name(i)) for i in range(len(files))]
             groups = torch.from_numpy(np.unique(names, return_inverse=True)[1])
-        kept = _fitting(table, rows, sound, shortest, side)
-        found[side] = Media(files, table, rows, groups, pictured).take(kept)
+        whole = Media(files, table, rows, groups, pictured)
+        found[side] = whole.take(_fitting(whole, sound, shortest, side))
     if not len(found["train"]):
         asked = f" lasts {shortest:g} s" + (" and has sound" if sound else "")
         raise ValueError(f"{root}: no training recording{asked}: see data.layout.shortest")
     return found
 
 
-def _fitting(table: Table, rows: np.ndarray, sound: bool, shortest: float, where: str) -> Tensor:
+def _fitting(split: Media, sound: bool, shortest: float, where: str) -> Tensor:
     """Positions of the recordings that are long enough and sound as they should."""
-    mute, short, kept = 0, 0, []
-    for i, row in enumerate(rows.tolist()):
-        facts = table.facts(row)
+    mute, short, kept = [], [], []
+    for i, row in enumerate(split.rows.tolist()):
+        facts = split.table.facts(row)
         if facts.reason:
             kept.append(i)
         elif sound and not facts.sounding:
-            mute += 1
+            mute.append(i)
         elif (facts.end - int(facts.pts[0])) * facts.base < shortest:
-            short += 1
+            short.append(i)
         else:
             kept.append(i)
     if mute or short:
         log.warning(
-            "%s: of %d recordings, %d without sound and %d shorter than %g s are left out",
-            *(where, len(rows), mute, short, shortest),
+            "%s: of %d recordings, %d without sound and %d shorter than %g s are left out: %s",
+            *(where, len(split), len(mute), len(short), shortest),
+            few([split.name(i) for i in [*mute, *short]]),
         )
     return torch.tensor(kept, dtype=torch.int64)

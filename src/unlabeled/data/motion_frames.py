@@ -33,17 +33,22 @@ class MotionFrames:
             )
         self.crop, self.tau_max, self.tau_min = crop, tau_max, tau_min
 
+    @property
+    def least(self) -> int:
+        """Pictures that a recording needs; what has fewer is no training recording."""
+        return 2 * self.tau_min + 3
+
     def __call__(self, recording: Recording, *key: int | str) -> Batch:
-        """Raises `UnreadableError` if the recording is shorter than 2 tau_min + 3 frames."""
+        """Raises `UnreadableError` if the recording has fewer than `least` pictures."""
         frames = self.frames(recording, Draws(*key, "frames"))
         crop = self.crop(recording.pictures(frames.tolist()), Draws(*key, "box"))
         return entries([crop], frames, None)
 
     def frames(self, recording: Recording, draws: Draws) -> Tensor:
         """(5,) int64, rising."""
-        count, least = len(recording.times), 2 * self.tau_min + 3
-        if count < least:
-            raise UnreadableError(f"{count} frames are too few for tau_min: it takes {least}")
+        count = len(recording.times)
+        if count < self.least:
+            raise UnreadableError(f"{count} frames are too few for tau_min: it takes {self.least}")
         u = draws.uniform(5)[0].double()
         longest = min(self.tau_max, count - 1 - 2 * self.tau_min)
         span = 2 + int(u[0] * (longest - 1))  # of b to d, 2 to longest

@@ -181,6 +181,10 @@ class Memory:
         """What to call a recording in a message."""
         return f"recording {i}"
 
+    def lengths(self) -> Tensor:
+        """(N,) int64: pictures of each."""
+        return torch.full((len(self),), self.frames.shape[1])
+
     def recording(self, i: int) -> Kept:
         """One of them."""
         audio = None if self.audio is None else self.audio[i]
@@ -213,9 +217,7 @@ def middle(recording: Recording) -> Tensor:
 
 
 class Blank:
-    """What stands for a recording that cannot be read: grey and humming, and never too short.
-
-    It hums, as a decode may refuse what is silent.
+    """What stands for a recording that cannot be read: grey, humming and never too short.
 
     Args:
         pictured: false: it has no pictures, as those of the split that it stands in.
@@ -231,7 +233,7 @@ class Blank:
         grey = torch.full((1, 3, 1, 1), 128, dtype=torch.uint8)
         return grey.expand(len(positions), 3, 256, 256)
 
-    def sound(self, start: float, seconds: float, rate: int) -> Tensor:
+    def sound(self, start: float, seconds: float, rate: int) -> Tensor:  # decodes refuse silence
         hum = torch.arange(round(seconds * rate)) * (100 * 2 * torch.pi / rate)
         return hum.sin().sign()
 

@@ -79,10 +79,11 @@ class UCF101:
 
     Args:
         fold: 1, 2 or 3; published numbers are means over the three.
+        shortest: leave out clips shorter than so many seconds, which published numbers have.
     """
 
-    def __init__(self, *, fold: int = 1) -> None:
-        self.fold = one_of_three(fold)
+    def __init__(self, *, fold: int = 1, shortest: float = 0.0) -> None:
+        self.fold, self.shortest = one_of_three(fold), long_enough(shortest)
 
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
         rows = {}
@@ -90,7 +91,7 @@ class UCF101:
             text = said(root, f"ucfTrainTestlist/{side}list{self.fold:02d}.txt", UCF101_AT)
             names = [line.split()[0] for line in text.splitlines() if line.strip()]
             rows[side] = [(name, name.partition("/")[0]) for name in names]
-        found = official(root, rows, ("UCF-101", "."), grouped(UCF101_NAME))
+        found = official(root, rows, ("UCF-101", "."), grouped(UCF101_NAME), self.shortest)
         apart(found["train"], found["test"])
         return {**found}
 
@@ -104,10 +105,11 @@ class HMDB51:
 
     Args:
         fold: 1, 2 or 3; published numbers are means over the three.
+        shortest: leave out clips shorter than so many seconds, which published numbers have.
     """
 
-    def __init__(self, *, fold: int = 1) -> None:
-        self.fold = one_of_three(fold)
+    def __init__(self, *, fold: int = 1, shortest: float = 0.0) -> None:
+        self.fold, self.shortest = one_of_three(fold), long_enough(shortest)
 
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
         ending = f"_test_split{self.fold}.txt"
@@ -126,7 +128,11 @@ class HMDB51:
                     raise ValueError(f"{path}, line {number}: not a name and 0, 1 or 2: {line!r}")
                 if which != "0":
                     rows["train" if which == "1" else "test"].append((f"{kind}/{name}", kind))
-        return {**official(root, rows, (".", "hmdb51_org", "videos"), grouped(HMDB51_NAME))}
+        return {
+            **official(
+                root, rows, (".", "hmdb51_org", "videos"), grouped(HMDB51_NAME), self.shortest
+            )
+        }
 
 
 def official(
@@ -134,6 +140,7 @@ def official(
     rows: Mapping[str, Sequence[tuple[str, str]]],
     folders: Sequence[str],
     group: Callable[[str], str],
+    shortest: float,
 ) -> dict[str, Media]:
     """Splits of recordings that lists name.
 
@@ -144,6 +151,7 @@ def official(
         rows: by split, path and class of each.
         folders: below the root, one of which paths start from.
         group: from a path to the name of its group.
+        shortest: see `UCF101`.
 
     Raises:
         ValueError: a list is empty, or the first recording is in none of the folders.
@@ -161,7 +169,7 @@ def official(
         side: listed(root, [(start + path, kind) for path, kind in each], classes)
         for side, each in rows.items()
     }
-    return media(files, group=group)
+    return media(files, group=group, shortest=shortest)
 
 
 def listed(

@@ -18,7 +18,6 @@ It starts from an AVID run (`source`), or after `agreement.alone` epochs of AVID
 Official code (facebookresearch/AVID-CMA): agreement takes the first 64 of K negatives; these leave
 out P_i but not i (here both); a row is believed its own nearest (here masked); CMA loses within's
 terms (not here); one E for all terms (from memory; here one each: modalities may be exchanged).
-As there, j is any other clip, of the same video too: 1024 of all n meet few of these.
 
 Invariants: E = exp(s / t) for all s gives log(K + 1) + K log(1 + 1 / K), NPID's with Z = n E; S is
 symmetric, with diagonal 1; P_i has neither i nor negatives; no gradient reaches a bank. Traps: clip
