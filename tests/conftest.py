@@ -60,6 +60,11 @@ SEEING_AND_LISTENING = [
 ]
 AGREEING = ["method.agreement.positives=4", "method.agreement.alone=1"]
 AGREEING += ["method.agreement.negatives=8", "method.agreement.every_n_epochs=1"]
+AVE_NET = [  # its settings are those of an experiment, not of a method
+    *("backbone.video.widths=[4,8]", "backbone.sound.network.widths=[4,8]", "backbone.space=8"),
+    *("backbone.sound.window=32", "backbone.sound.hop=20", "data.eval_decode.size=16"),
+    *("decode.sound.seconds=0.25", "decode.sound.rate=2000"),
+]
 SMALL_STEM = ["backbone.stem=small", "backbone.stem_stride=2"]  # leaves more than one place
 OWN = {
     "avid": SEEING_AND_LISTENING,

@@ -191,7 +191,7 @@ def literal(made, batch, shift):
                 h = (made.head[0].weight @ torch.cat([v, a]) + made.head[0].bias).clamp(min=0)
                 logits = (made.head[-1].weight @ h + made.head[-1].bias).tolist()
             else:
-                v, a = made.see(v[None])[0], made.hear(a[None])[0]
+                v, a = made.pair.see(v[None])[0], made.pair.hear(a[None])[0]
                 d = (v / v.norm() - a / a.norm()).norm()
                 logits = (made.head.weight[:, 0] * d + made.head.bias).tolist()
             total += math.log(sum(map(math.exp, logits))) - logits[y]
@@ -305,7 +305,7 @@ def test_processes_equal_one(count):
 def test_a_place_that_sounds_is_found():
     made = method("distance", Mapped())
     with torch.no_grad():  # directions as they are
-        for part in (made.see, made.hear):
+        for part in (made.pair.see, made.pair.hear):
             for layer in (part[0], part[-1]):
                 layer.weight.zero_()
                 layer.bias.zero_()

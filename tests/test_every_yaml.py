@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import CONF, LISTENING, OWN, RECORDINGS, SEEING_AND_LISTENING, SHORT
+from conftest import AVE_NET, CONF, LISTENING, OWN, RECORDINGS, SEEING_AND_LISTENING, SHORT
 from media_files import numbered, tone
 from media_files import write as film
 from PIL import Image
@@ -205,6 +205,7 @@ EVAL = {  # what an evaluation needs at that size
     "retrieval": ["data.layout.test_share=0.5"],
     "health": ["data.layout.test_share=0.5", "EVAL.limit=20"],
     "cross_modal_retrieval": ["experiment=scenes/avid"],
+    "localisation": ["experiment=scenes/ave_net"],
     "knn/sound": ["experiment=scenes/avid", "EVAL.k=[1,5]"],
     **{
         f"{group}{p.stem}": ["EVAL.epochs=1", "EVAL.batch_size=8"]
@@ -253,6 +254,7 @@ for preset in ("keypoints/flic", "keypoints/mpii"):
 # What a folder has nothing for.
 EVAL["all"] += ["~evals.normals", "~evals.keypoints", "~evals.frame_retrieval"]
 EVAL["all"] += ["~evals.cross_modal_retrieval", "~evals.action"]  # of recordings
+EVAL["all"] += ["~evals.localisation"]
 EVAL["all"] += ["~evals.sound", "~evals.sound_esc50"]
 for preset in ("normals/nyuv2", "keypoints/flic", "keypoints/mpii"):
     key = f"evals.{preset.replace('/', '_')}"
@@ -327,10 +329,13 @@ def chosen(method: str) -> list[str]:
 
 def overrides(name: str) -> list[str]:
     """The smallest run with one file of the tree in it."""
-    lines = on_images(name)
+    lines = list(SMALLEST) if name == "experiment/scenes/ave_net" else on_images(name)
     if name.rpartition("/")[2] == "frame_retrieval":
         lines = [x for x in lines if not x.startswith(("data=", *IMAGES_ONLY))]
         return [*lines, "data=scenes_video", *SHORT]
+    if name == "experiment/scenes/ave_net" or name.endswith("localisation"):
+        small = [x for x in lines if not x.startswith(("data=", "backbone", *IMAGES_ONLY))]
+        return ["experiment=scenes/ave_net", *small, *SHORT, *AVE_NET]
     own = {f"{group}={prefix}{m}": m for m in RECORDINGS for group, prefix in PREFIXES}
     method = next((own[line] for line in lines if line in own), None)
     if method is None:

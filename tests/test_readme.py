@@ -235,10 +235,12 @@ def made_small(command: str) -> list[str] | None:
     small = list(SMALL)
     if not any(w.startswith(("data=", "experiment=")) for w in words):
         small += TREE
-    recorded = next((m for m in RECORDINGS if f"experiment=scenes/{m}" in words), None)
+    sized = {**conftest.OWN, "ave_net": conftest.AVE_NET}
+    names = [*RECORDINGS, "ave_net"]
+    recorded = next((m for m in names if f"experiment=scenes/{m}" in words), None)
     if recorded is not None:
         small = [x for x in small if not x.startswith(("data.size", "data.eval_decode"))]
-        small += with_tracks([*conftest.SHORT, *conftest.OWN.get(recorded, [])])
+        small += with_tracks([*conftest.SHORT, *sized.get(recorded, [])])
     elif not any(w.startswith(("backbone=", "method=none")) for w in words):
         small.append("backbone.width=16")
     if not any(re.match("method=|experiment=", w) for w in words):

@@ -61,13 +61,7 @@ class CrossModalRetrieval:
         return f"it needs 2 test recordings, there are {n}" if n < 2 else None
 
     def misfit(self, backbone: nn.Module) -> str | None:
-        """Why it cannot: the backbone has no projections of clips and of sound."""
-        if hasattr(backbone, "embed") and getattr(backbone, "space", 1):
-            return None
-        return (
-            f"the backbone {type(backbone).__name__} does not project clips and sound into one "
-            "space: choose backbone=audio_video, or leave cross_modal_retrieval out"
-        )
+        return unprojected(backbone)
 
     def tune(self, subject: Subject) -> Result:
         """Scores the subject, which is only looked at."""
@@ -169,3 +163,15 @@ def recall(s: Tensor, k: int) -> Tensor:
     nearer = (s > own + SAME).sum(1)
     equal = ((s - own).abs() <= SAME).sum(1)  # itself among them
     return ((k - nearer) / equal).double().clamp(0, 1)
+
+
+def unprojected(backbone: nn.Module) -> str | None:
+    """Why a backbone cannot: it has no projections of clips and of sound into one space."""
+    if hasattr(backbone, "embed") and getattr(backbone, "space", 1):
+        return None
+    return (
+        f"the backbone {type(backbone).__name__} does not project clips and sound into one "
+        "space: choose backbone=audio_video, or for method=avc method.head=distance "
+        "method.sound=null method.augment.spectrogram=null backbone=look_listen_pair "
+        "backbone.hidden=[128] backbone.space=128, or leave this evaluation out"
+    )

@@ -32,7 +32,7 @@ from unlabeled.method import Method
 from unlabeled.optim import Optim
 from unlabeled.parts.mlp import mlp
 from unlabeled.parts.precision import full_precision
-from unlabeled.parts.sounding import distances, overlay
+from unlabeled.parts.sounding import Projections, distances, nearness, overlay
 from unlabeled.parts.sources import another, several
 
 
@@ -45,7 +45,7 @@ class AVC(Method):
         optim: see `Method`.
         sound: g, of spectrograms (B, 1, bins, frames), with `.dim`; None: what the backbone hears.
         head: "fused" (L3-Net) or "distance" (AVE-Net).
-        dim: width of the hidden layer, or of the embeddings.
+        dim: width of the hidden layer, or of P and Q, if they are not the backbone's (`space`).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"crops", "audio", "index"})
@@ -68,14 +68,14 @@ class AVC(Method):
             raise ValueError("sound=null needs a backbone that hears: backbone=look_listen_pair")
         self.sound, self.kind = sound, head
         heard: int = (backbone.sound if sound is None else sound).dim  # type: ignore[assignment]
+        projects = sound is None and getattr(backbone, "space", None)
+        if projects and head == "fused":
+            raise ValueError("backbone.space is for method.head=distance: choose null, got fused")
         if head == "fused":
             self.head: nn.Module = mlp(self.feature_dim + heard, dim, 2, norm="none")
         else:
-            self.see, self.hear = (mlp(n, dim, dim, norm="none") for n in (self.feature_dim, heard))
-            self.head = nn.Linear(1, 2)
-            with torch.no_grad():  # near means the same, from the start
-                self.head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
-                self.head.bias.copy_(torch.tensor([-1.0, 1.0]))
+            self.pair = None if projects else Projections(self.feature_dim, heard, dim)
+            self.head = nearness()
 
     def setup(self, stage: str) -> None:
         several(self.trainer, stage)
@@ -89,7 +89,8 @@ class AVC(Method):
         """(B, 2): other, same; of features (B, D) and (B, E)."""
         if self.kind == "fused":
             return self.head(torch.cat([v, a], dim=1))
-        return self.head(distances(self.see(v), self.hear(a))[:, None])
+        v, a = (self.pair or self.backbone).embed(v, a)  # type: ignore[operator]
+        return self.head(distances(v, a)[:, None])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         picture, spectrogram = batch["views"]
