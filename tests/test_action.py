@@ -13,9 +13,11 @@ from unlabeled.data.clip_parts import Square
 from unlabeled.data.clips import Recordings
 from unlabeled.data.decode import Center, Crops
 from unlabeled.data.recordings import Memory
+from unlabeled.draws import Draws
 from unlabeled.evaluate.action import Action
 from unlabeled.evaluate.contract import Subject
 from unlabeled.evaluate.pixels import Pixels
+from unlabeled.evaluate.tuning import Dropout
 
 KINDS = ("dark", "light")
 
@@ -119,6 +121,31 @@ def test_raw_pixels_are_classified(frames):
     found = action(frames=frames, decode=decode, lr_trunk=[0.01]).tune(subject(Pixels()))
     assert found.scores["finetune/top1"] == 1.0
     assert found.details["finetune/top1"]["stage"] == "pixels"
+
+
+def test_the_classifier_learns_first_and_drops_features_out():
+    """Until `warmup` is over the backbone keeps its weights; masks are those of a literal loop."""
+    network = Mean()
+    options = {"epochs": 4, "lr_trunk": [0.1], "optimizer": "adamw", "warmup": 0.5, "dropout": 0.5}
+    kept = []
+    network.register_forward_pre_hook(
+        lambda module, x: kept.append(module.bias.detach().clone()) if module.training else None
+    )
+    details = action(**options).tune(subject(network)).details["finetune/top1"]
+    assert len(kept) == 4  # one update an epoch
+    assert (torch.stack(kept[:3]) == 0).all()  # the third is made of what the second update left
+    assert (kept[3] != 0).all()
+    assert details["hyperparameters"]["dropout"] == 0.5
+    drop = Dropout(0.25)
+    drop.draws = Draws(3, "x", rows=400)
+    x = torch.ones(400, 7)
+    wanted = (Draws(3, "x", rows=400).uniform(7) >= 0.25).float() / 0.75
+    assert torch.equal(drop(x), wanted)
+    assert drop(x).mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(drop.eval()(x), x)
+    for bad in ({"dropout": 1.0}, {"warmup": -0.1}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            action(**bad)
 
 
 def test_official_splits_are_trained_apart_and_averaged():

@@ -266,6 +266,8 @@ for preset in ("action", "action/linear"):
     EVAL[preset] = ["experiment=scenes/shuffle_and_learn", *FEW]
 EVAL["action/clips"] = ["experiment=scenes/avid", *FEW, "EVAL.decode.frames=4"]
 EVAL["action/clips"] += ["EVAL.test_decode.frames=4"]
+EVAL["action/linear_clips"] = EVAL["action/clips"]
+EVAL["action/avid"] = [*EVAL["action/clips"], "EVAL.folds=[]"]
 TWO_SPANS = ["experiment=scenes/avid", "EVAL.decode.count=2"]
 EVAL["sound"], EVAL["sound/linear"] = TWO_SPANS, [*TWO_SPANS, "EVAL.head.epochs=1"]
 BRIEF = ["sound.seconds=0.25", "sound.rate=2000"]

@@ -13,7 +13,7 @@ from unlabeled.evaluate.finetune import FineTune
 from unlabeled.evaluate.folds import distinct, missing, together
 from unlabeled.evaluate.forward import images
 from unlabeled.evaluate.shares import share
-from unlabeled.evaluate.tuning import Decode
+from unlabeled.evaluate.tuning import Decode, Dropout
 
 
 class Action(FineTune):
@@ -44,6 +44,9 @@ class Action(FineTune):
         gamma: factor of a drop.
         norm: "train" or "frozen".
         bf16: compute in bfloat16 where autocast does.
+        dropout: share of the features that the classifier does not see, drawn for each clip.
+        warmup: share of the training in which the classifier alone learns; batch norm's
+            statistics follow the clips from the start, unless `norm` is frozen.
         data: another data module than the run's.
     """
 
@@ -66,6 +69,8 @@ class Action(FineTune):
         gamma: float = 0.1,
         norm: Literal["train", "frozen"] = "train",
         bf16: bool = False,
+        dropout: float = 0.0,
+        warmup: float = 0.0,
         data: Data | None = None,
     ) -> None:
         super().__init__(
@@ -85,6 +90,9 @@ class Action(FineTune):
             bf16=bf16,
             data=data,
         )
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup must be in [0, 1), got {warmup}")
+        self.dropout, self.warmup = Dropout(dropout), warmup
         self.test_decode, self.folds = test_decode, distinct(folds)
 
     def obstacle(self, data: Data) -> str | None:
@@ -127,4 +135,5 @@ class Action(FineTune):
         what = "whole network" if best.trunk else "linear classifier on a frozen backbone"
         known["protocol"] = f"{what}, a random clip an epoch; softmax averaged over test clips"
         known["hyperparameters"] |= {"test": repr(self.test_decode), "folds": [*self.folds]}
+        known["hyperparameters"] |= {"dropout": self.dropout.share, "warmup": self.warmup}
         return known

@@ -19,6 +19,7 @@ from unlabeled.evaluate.frozen import same_everywhere
 from unlabeled.evaluate.pixels import Pixels
 from unlabeled.evaluate.tuning import (
     Decode,
+    Dropout,
     Schedule,
     fit,
     norm_layers,
@@ -69,6 +70,7 @@ class FineTune:
     splits = frozenset({"train", "test"})
     trains = True
     reads_pixels = True
+    dropout, warmup = Dropout(0.0), 0.0  # see `Action`
 
     def __init__(
         self,
@@ -152,10 +154,8 @@ class FineTune:
         ranks = label_rank(self._answers(network, subject, "test"), data.labels("test"))
         details = self._details(best, tried, len(rows))
         if raw:
-            details |= {
-                "protocol": "linear classifier of raw pixels, trained as the network",
-                "stage": "pixels",
-            }
+            words = "linear classifier of raw pixels, trained as the network"
+            details |= {"protocol": words, "stage": "pixels"}
             if not tried:
                 details["selection"] = "none: a tenth of the learning rate that is given"
         right = {f"{self._name()}/{kind}": x for kind, x in tops(ranks, classes).items()}
@@ -191,13 +191,13 @@ class FineTune:
         generator = torch.Generator().manual_seed(seed_of(subject.seed, "finetune", "head"))
         nn.init.normal_(head.weight, std=0.01, generator=generator)
         nn.init.zeros_(head.bias)
-        network = nn.Sequential(backbone, head).to(subject.device).train()
+        network = nn.Sequential(backbone, self.dropout, head).to(subject.device).train()
         for layer in norm_layers(backbone) if self.norm == "frozen" or not rates.trunk else []:
             layer.eval()
         backbone.requires_grad_(rates.trunk > 0)
         groups = [
-            {"params": [*part.parameters()], "lr": lr, "weight_decay": self.weight_decay}
-            for part, lr in ((backbone, rates.trunk), (head, rates.head))
+            {"params": [*x.parameters()], "lr": lr, "weight_decay": self.weight_decay, "warmup": w}
+            for x, lr, w in ((backbone, rates.trunk, self.warmup), (head, rates.head, 0.0))
             if lr > 0
         ]
 
@@ -210,8 +210,8 @@ class FineTune:
 
     def _fit(self, loss: Any, groups: list[Any], subject: Subject, rows: Tensor) -> None:
         made = optimizer(self.optimizer, groups, momentum=self.momentum, nesterov=self.nesterov)
-        key = (subject.seed, "finetune")
-        fit(loss, made, subject, rows, self.schedule, self.decode, *key, bf16=self.bf16)
+        key, rest = (subject.seed, "finetune"), {"bf16": self.bf16, "dropout": self.dropout}
+        fit(loss, made, subject, rows, self.schedule, self.decode, *key, **rest)
 
     def _answers(
         self, network: Any, subject: Subject, split: str, rows: Tensor | None = None

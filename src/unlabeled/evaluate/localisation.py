@@ -1,5 +1,6 @@
 """Where in a picture its sound comes from: the pointing game, and maps."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ def heat(places: Tensor, sounds: Tensor) -> Tensor:
     return torch.einsum("ndhw,nd->nhw", places, sounds)
 
 
-def covered(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def covered(boxes: Tensor, size: Sequence[int]) -> Tensor:
     """(H, W) bool: pixels whose middle lies in a box (left, top, right, bottom) of (M, 4)."""
     y, x = (torch.arange(n) + 0.5 for n in size)
     left, top, right, bottom = (side[:, None] for side in boxes.T)

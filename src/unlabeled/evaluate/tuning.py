@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled import dist
-from unlabeled.draws import Draws, shuffled
+from unlabeled.draws import Draws, shuffled, to
 from unlabeled.evaluate.contract import Subject
 from unlabeled.evaluate.shares import Share, share
 from unlabeled.evaluate.store import images
@@ -75,6 +75,27 @@ def optimizer(
     raise ValueError(f"optimizer must be sgd, lars or adamw, got {name!r}")
 
 
+class Dropout(nn.Module):
+    """Dropout whose masks are those of the whole batch, for any number of processes.
+
+    Args:
+        share: of the features that are zero in training; the others grow by 1 / (1 - share).
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        if not 0 <= share < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {share}")
+        self.share, self.draws = share, Draws(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) of (B, D)."""
+        if not self.training or not self.share:
+            return x
+        u = self.draws.uniform(x.shape[1]).tensor_split(dist.world_size())[dist.rank()]
+        return x * to((u >= self.share).float() / (1 - self.share), x.device)
+
+
 def fit(
     loss: Callable[[Tensor, Tensor], Tensor],
     optimizer: Optimizer,
@@ -84,6 +105,7 @@ def fit(
     decode: Decode,
     *key: int | str,
     bf16: bool = False,
+    dropout: Dropout | None = None,
 ) -> None:
     """Trains what the optimizer holds on random crops, each flipped with probability 1/2.
 
@@ -93,13 +115,15 @@ def fit(
     Args:
         loss: of normalised images (B, 3, h, w), or clips (B, T, 3, h, w), and labels (B,), the
             *sum* over them.
-        optimizer: its groups' learning rates are the peaks.
+        optimizer: its groups' learning rates are the peaks; those with a `warmup` keep their
+            weights until that share of the training is over.
         subject: data and device.
         rows: positions of the training images.
         schedule: how long.
         decode: gives one crop.
         key: names the draws.
         bf16: compute in bfloat16 where autocast does.
+        dropout: a layer of what is trained.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
     labels = subject.data.labels("train")
@@ -113,7 +137,10 @@ def fit(
         scan = subject.data.cut("train", mine, decode, *key, "crops", epoch)
         for number, batch in enumerate(scan):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * schedule.factor(step / steps)
+                waits = step < group.get("warmup", 0.0) * steps
+                group["lr"] = 0.0 if waits else peak * schedule.factor(step / steps)
+            if dropout is not None:
+                dropout.draws = Draws(*key, "dropout", epoch, number, rows=size)
             flip = Draws(*key, "flip", epoch, number, rows=size).chance(0.5)
             flip = flip.tensor_split(dist.world_size())[dist.rank()].to(subject.device)
             x = images(batch["crops"][0], subject.device)
