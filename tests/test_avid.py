@@ -189,6 +189,21 @@ def test_positive_sets_are_those_of_a_loop(by, sizes, monkeypatch):
         assert found[i].tolist() == order[:3]
 
 
+@pytest.mark.parametrize("by", ["video", "audio", "consensus"])
+def test_faiss_and_torch_find_the_same(by, monkeypatch):
+    """In more than one block and chunk; torch alone in double precision."""
+    monkeypatch.setattr(parts, "QUERIES", 300)
+    monkeypatch.setattr(parts, "BLOCK", 450)
+    video, audio = unit_bank(1, n=1000), unit_bank(2, n=1000)
+    asked = []
+    near = parts._near
+    monkeypatch.setattr(parts, "_near", lambda q, *rest: asked.append(q.dtype) or near(q, *rest))
+    found = agreeing(video, audio, 8, by)
+    exact = agreeing(video.double(), audio.double(), 8, by)
+    assert torch.equal(found, exact)
+    assert set(asked) == (set() if by == "consensus" else {torch.float32, torch.float64})
+
+
 def test_a_recording_is_not_its_own_positive_even_beside_duplicates():
     video, audio = unit_bank(1), unit_bank(2)
     for bank in (video, audio):

@@ -1,5 +1,6 @@
 """Which recordings agree in what is seen and in what is heard: positive sets of CMA."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -37,26 +38,56 @@ def agreeing(video: Bank, audio: Bank, count: int, by: By) -> Tensor:
 
     A chunk of queries meets the banks block by block, so memory does not grow with n. Processes
     share the chunks, whose sizes do not depend on how many processes there are.
+
+    On a CPU faiss searches one modality: 20 000 rows of 128 in 2 s of one core, torch 6.6. The
+    lesser and the greater of two similarities are no inner product, so torch computes them (7 s).
+    Of candidates that faiss finds by each modality, the best are proven the best of all where they
+    exceed what both searches left out: 128 candidates are enough for 90 % of rows in 400 classes
+    and take 10 s, 512 for nearly all and 31 s; without classes 256 are enough for none.
     """
     n, device = video.size, next(video.buffers()).device
+    alone = {"video": video, "audio": audio}.get(by)
     step = min(QUERIES, n)
     found: list[Tensor] = []
     for start in range(0, n, step * world_size()):
         rows = torch.arange(step, device=device) + start + step * rank()
         rows = rows.clamp(max=n - 1)  # of a last chunk: thrown away
-        seen, heard = video[rows], audio[rows]
+        queries = [bank[rows] for bank in ((video, audio) if alone is None else (alone,))]
         best = torch.empty(step, 0, device=device)
         place = torch.empty(step, 0, dtype=torch.int64, device=device)
         for low in range(0, n, BLOCK):
             block = torch.arange(low, min(low + BLOCK, n), device=device)
-            pairs = (_products(seen, video.shared(block)), _products(heard, audio.shared(block)))
-            s = agreement(by, *pairs).masked_fill(rows[:, None] == block, -torch.inf)
-            near, at = s.to(best.dtype).topk(min(count, len(block)), dim=1)
+            most = min(count + 1, len(block))  # itself may be among them
+            near, at = (
+                _near_both(by, queries, [video.shared(block), audio.shared(block)], most)
+                if alone is None
+                else _near(queries[0], alone.shared(block), most)
+            )
+            near = near.to(best.dtype).masked_fill(at + low == rows[:, None], -torch.inf)
             best, order = torch.cat([best, near], 1).sort(dim=1, descending=True, stable=True)
             place = torch.cat([place, at + low], 1).gather(1, order)[:, :count]
             best = best[:, :count]
         found.append(gather(place))
     return torch.cat(found)[:n]
+
+
+def _near(q: Tensor, block: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Similarities and places (R, count) of the rows of a block that are most similar."""
+    if q.device.type != "cpu" or q.dtype == torch.float64:
+        return _products(q, block).topk(count, dim=1)
+    import faiss  # heavy
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    x, y = (rows.float().contiguous().numpy() for rows in (q, block))
+    near, at = faiss.knn(x, y, count, metric=faiss.METRIC_INNER_PRODUCT)
+    return torch.from_numpy(near), torch.from_numpy(at)
+
+
+def _near_both(
+    by: By, queries: Sequence[Tensor], blocks: Sequence[Tensor], count: int
+) -> tuple[Tensor, Tensor]:
+    pairs = (_products(q, block) for q, block in zip(queries, blocks, strict=True))
+    return agreement(by, *pairs).topk(count, dim=1)
 
 
 def others(draws: Draws, n: int, count: int, left_out: Tensor) -> Tensor:
