@@ -11,10 +11,14 @@ from torch import nn
 from unlabeled.augment.geometry import Flip
 from unlabeled.augment.probes import Noise, Shuffle, Turn, Zoom
 from unlabeled.batch import normalize
-from unlabeled.draws import Draws
+from unlabeled.data.decode import Center
+from unlabeled.data.images import Images
+from unlabeled.data.scenes import Scenes
+from unlabeled.draws import Draws, subset
 from unlabeled.evaluate.invariance import Invariance
 from unlabeled.evaluate.suite import evaluate
 from unlabeled.report import html
+from unlabeled.scenes.world import FACTORS
 
 ALL = {"turn": Turn(), "shuffle": Shuffle(grid=2), "flip": Flip(p=1.0)}
 
@@ -105,6 +109,39 @@ def test_what_is_invariant_scores_zero_and_what_is_not_does_not(tmp_path):
     assert 0 < page.index("<h3>corner</h3>") < page.index("<h3>whole</h3>")  # in their order
 
 
+def test_factors_of_rendered_scenes_are_redrawn_one_at_a_time(tmp_path):
+    """By hand; a factor that is held fixed moves nothing, whoever looks."""
+    layout = Scenes(size=16, train=20, test=30, finer=1, vary={"colour": 0.0})
+    cut = {"decode": Center(size=16), "eval_decode": Center(size=16)}
+    data = Images(root=str(tmp_path), layout=layout, batch_size=4, **cut)
+    data.setup("test")
+    evals = {"inv": Invariance(transforms={"flip": Flip(p=1.0)}, redrawn=10)}
+    scores = evaluate(evals, backbone=Mean(), data=data, out=tmp_path, seed=0)
+    chosen = subset(data.labels("test").tolist(), 30, 30, 0, "invariance").tolist()[:10]
+    between = scores.details["inv/whole/flip/relative"]["between_images"]
+
+    def features(redraw=None):
+        x = normalize(layout.pictures("test", chosen, redraw).float() / 255)
+        return F.normalize(x.mean((2, 3)), dim=1)
+
+    for name in FACTORS:
+        key = f"inv/whole/redrawn/{name}/relative"
+        moved = (features() - features({name: 1})).norm(dim=1).mean().item()
+        assert scores.values[key] == pytest.approx(moved / between, rel=1e-4, abs=1e-6)
+        assert (scores.values[key] == 0) == (name == "colour")
+        assert scores.details[key]["n"] == 10
+        low, high = scores.details[key]["ci95"]
+        assert low <= scores.values[key] <= high
+        assert f"baseline/pixels/inv/pixels/redrawn/{name}/relative" in scores.values
+    scores.write(tmp_path)
+    assert "factors of the scene" in html.write(tmp_path).read_text()
+    none = {"inv": Invariance(transforms={"flip": Flip(p=1.0)}, redrawn=0)}
+    assert not any(
+        "redrawn" in x
+        for x in evaluate(none, backbone=Mean(), data=data, out=tmp_path, seed=0).values
+    )
+
+
 def test_it_runs_beside_its_baselines(tmp_path):
     torch.manual_seed(0)
     scores = evaluate(
@@ -129,7 +166,11 @@ def test_a_mean_distance_between_images_has_no_image_beside_itself():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"transforms": {}}, {"limit": 1}, {"transforms": {"mean": Noise(sigma=0.1)}}]
+    "bad",
+    [
+        *({"transforms": {}}, {"limit": 1}, {"redrawn": -1}),
+        {"transforms": {"mean": Noise(sigma=0.1)}},
+    ],
 )
 def test_bad_settings_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

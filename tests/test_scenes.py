@@ -353,7 +353,13 @@ def test_the_data_module_gives_images_labels_and_annotations(tmp_path):
     assert data.labels("train").bincount().tolist() == [3] * 10
     assert data.kinds("test") == {
         *("boxes", "box_labels", "masks", "segmentation", "normals", "keypoints", "factors"),
+        "redrawn",
     }
+    again = data.annotation("test", "redrawn").several([3, 1])
+    for place, found in zip([3, 1], again, strict=True):
+        for name, image in zip(data.names("test", "redrawn"), found, strict=True):
+            (wanted,) = Scenes(size=16, finer=1).pictures("test", [place], {name: 1})
+            assert torch.equal(image, wanted)
     assert data.names("train", "keypoints") == POINTS
     batch = next(iter(data.scan("train")))
     masks = data.annotation("train", "masks").stacked()

@@ -18,12 +18,13 @@ them into a crop. Real data sets and rendered ones follow the same table:
 | `keypoints` | (M, K, 3) float32: x, y and 2 visible, 1 hidden, 0 outside or not given |
 | `lengths` | (M,) float32: what errors of an object's key-points are measured in; 0 not given |
 | `factors` | (F,) float32: what the image was made from |
+| `redrawn` | (F, 3, H, W) uint8: the image as it were, had one of its factors come out otherwise |
 | `tracks` | (M, T, 4) float32: boxes in the T pictures of a recording, NaN where not seen |
 | `motion` | () int64: how the first object of a recording moves |
 
 Lengths are in pixels with the origin at the top left corner of the top left pixel, so that pixel
 (row i, column j) covers [j, j + 1) x [i, i + 1) and its centre is (j + .5, i + .5). `data.names`
-names key-points, factors and motions. M may differ between images, and be 0.
+names key-points, factors, what is redrawn, and motions. M may differ between images, and be 0.
 """
 
 from abc import ABC, abstractmethod
@@ -36,7 +37,7 @@ from torch import Tensor
 
 KINDS = (
     *("boxes", "box_labels", "difficult", "presence", "tags", "masks", "segmentation", "normals"),
-    *("keypoints", "lengths", "factors", "tracks", "motion"),
+    *("keypoints", "lengths", "factors", "redrawn", "tracks", "motion"),
 )
 UNKNOWN = 255  # in masks and segmentation
 

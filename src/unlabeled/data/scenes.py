@@ -13,7 +13,7 @@ from unlabeled.data.splits import Array, Split, digest
 from unlabeled.scenes.labels import LABELS, labels, normals
 from unlabeled.scenes.render import picture
 from unlabeled.scenes.solids import CLASSES, POINTS
-from unlabeled.scenes.world import FACTOR_NAMES, Scene, World
+from unlabeled.scenes.world import FACTOR_NAMES, FACTORS, Scene, World
 from unlabeled.truth import Annotation
 
 FORMAT = "2"  # raise it when the same settings render other pixels
@@ -90,12 +90,13 @@ class Scenes:
         shared = Known(self.world, side, self.size)
         for kind in LABELS:
             known[kind] = Labels(shared, kind, count)
+        known["redrawn"] = Redrawn(self, side, count)
         return Array(
             torch.from_numpy(self._pixels(root, side, count)),
             self.world.classes(range(count)) if one else None,
             CLASSES,
             known,
-            {"keypoints": POINTS, "factors": FACTOR_NAMES},
+            {"keypoints": POINTS, "factors": FACTOR_NAMES, "redrawn": tuple(FACTORS)},
         )
 
     def _pixels(self, root: Path, side: str, count: int) -> np.ndarray:
@@ -155,6 +156,23 @@ class Labels(Annotation):
 
     def several(self, positions: Sequence[int]) -> Sequence[Tensor]:
         return self.known(self.kind, positions)
+
+
+class Redrawn(Annotation):
+    """The scenes of a split rendered again, one factor after the other drawn anew: not kept."""
+
+    def __init__(self, layout: Scenes, split: str, count: int) -> None:
+        self.layout, self.split, self.count = layout, split, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def several(self, positions: Sequence[int]) -> Sequence[Tensor]:
+        found = []
+        for part in _chunks([int(i) for i in positions]):
+            each = [self.layout.pictures(self.split, part, {name: 1}) for name in FACTORS]
+            found += torch.stack(each, dim=1).unbind()
+        return found
 
 
 def _chunks(positions: Sequence[int]) -> list[Sequence[int]]:

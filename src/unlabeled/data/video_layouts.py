@@ -32,8 +32,7 @@ class VideoFolder:
         shortest: leave out recordings shorter than so many seconds.
         group: a regular expression for what recordings of one video share of their path below the
             root, without its ending: what its first bracket matches, or the whole of it. They stay
-            together when data are divided, and none is a negative of another. A path that it does
-            not match stands alone; None: every one does.
+            together when data are divided, and none is a negative of another. Others stand alone.
     """
 
     def __init__(

@@ -12,6 +12,8 @@ from unlabeled.batch import normalize
 from unlabeled.draws import Draws, shuffled, subset
 from unlabeled.evaluate.contract import FINAL, Data, Request, Result, Shapes, Subject
 from unlabeled.evaluate.frozen import frozen
+from unlabeled.evaluate.intervals import bootstrap
+from unlabeled.evaluate.redrawn import FactorImages
 from unlabeled.evaluate.shares import share
 from unlabeled.evaluate.store import shapes_of
 
@@ -32,9 +34,13 @@ class Invariance:
     `<stage>/mean/...` the mean of either over the transforms. Histograms of the distances of every
     stage, and a curve over the stages, are in the report.
 
+    Of rendered data, which can be made again with one factor drawn anew and all else the same
+    (`redrawn` in `unlabeled.truth`), the same is told of each factor: `<stage>/redrawn/<factor>`.
+
     Args:
         transforms: by name, ops on images in [0, 1], as those of `unlabeled.augment`.
         limit: test images that are used, balanced over classes.
+        redrawn: so many of them are rendered again, once for each factor; 0: none.
         data: another data module than the run's.
     """
 
@@ -47,6 +53,7 @@ class Invariance:
         *,
         transforms: Mapping[str, Op],
         limit: int = 1000,
+        redrawn: int = 200,
         data: Data | None = None,
     ) -> None:
         if not transforms:
@@ -55,7 +62,10 @@ class Invariance:
             raise ValueError("transforms has one called mean, as the mean over all: rename it")
         if limit < 2:
             raise ValueError(f"limit must be at least 2, got {limit}")
+        if redrawn < 0:
+            raise ValueError(f"redrawn must not be negative, got {redrawn}")
         self.transforms, self.limit, self.data = dict(transforms.items()), limit, data
+        self.redrawn, self._rendered = redrawn, FactorImages()
 
     def obstacle(self, data: Data) -> str | None:
         """Why these data are not enough."""
@@ -74,6 +84,10 @@ class Invariance:
         stages = [*shapes.maps] + ([] if shapes.pooled else ["final"])
         with frozen(subject.backbone):
             features = self._features(subject, chosen, shapes)
+            again = {
+                name: self._stages(subject, x.to(subject.device).float() / 255, shapes)
+                for name, x in self._rendered(data, chosen[: self.redrawn]).items()
+            }
         # Every image with another one: a derangement, whatever the order of the images is.
         order = shuffled(len(chosen), subject.seed, "invariance others")
         other = torch.empty_like(order)
@@ -109,7 +123,25 @@ class Invariance:
                         "better": "neither",  # what is useful to know, not how useful it is
                         "between_images": apart.mean().item(),
                     }
-        return Result(scores, details, per_image, self._figures(scores, stages, histograms))
+            for name, moved in again.items():
+                key = f"{stage}/redrawn/{name}/relative"
+                value = (plain[: len(moved[stage])] - moved[stage]).norm(dim=1) / apart.mean()
+                ((low, high),) = bootstrap(value[:, None], subject.seed, "redrawn")
+                scores[key] = value.double().mean().item()
+                details[key] = {
+                    "protocol": "distance of unit-length pooled features when one factor of the "
+                    "scene is drawn anew, over that of different images",
+                    "stage": stage,
+                    "hyperparameters": {"factor": name},
+                    "selection": "none",
+                    **{"share": False, "better": "neither", "ci95": [low, high], "n": len(value)},
+                }
+        figures = self._figures(scores, stages, histograms)
+        if again and len(stages) > 1:
+            figures["factors"] = _over_stages(
+                scores, stages, {name: f"redrawn/{name}" for name in again}, "factors of the scene"
+            )
+        return Result(scores, details, per_image, figures)
 
     def _features(
         self, subject: Subject, chosen: list[int], shapes: Shapes
@@ -174,17 +206,24 @@ class Invariance:
             for number, stage in enumerate(stages)
         }
         if len(stages) > 1:
-            figures["stages"] = {
-                "kind": "curves",
-                "title": "Invariance of every stage",
-                "note": "Distance under the transform over the distance of different images: 0 is "
-                "invariant.",
-                "x": np.arange(1, len(stages) + 1),
-                "y": np.array([[scores[f"{s}/{n}/relative"] for s in stages] for n in names]),
-                "names": np.array(names),
-                "ticks": np.array(stages),
-            }
+            named = {name: name for name in names}
+            figures["stages"] = _over_stages(scores, stages, named, "transforms")
         return figures
+
+
+def _over_stages(
+    scores: Mapping[str, float], stages: list[str], names: Mapping[str, str], what: str
+) -> dict[str, Any]:
+    """A curve over the stages for each name, whose scores have the other name in them."""
+    return {
+        "kind": "curves",
+        "title": f"Invariance of every stage: {what}",
+        "note": "Distance under the change over the distance of different images: 0 is invariant.",
+        "x": np.arange(1, len(stages) + 1),
+        "y": np.array([[scores[f"{s}/{n}/relative"] for s in stages] for n in names.values()]),
+        "names": np.array(list(names)),
+        "ticks": np.array(stages),
+    }
 
 
 def _histogram(distance: Tensor) -> Tensor:
