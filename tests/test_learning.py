@@ -86,7 +86,7 @@ def test_learns(trained, method):
     if method == "diverse_colorization":  # several fields an image are worth more than one colour
         best, mean = (last_epoch(out, f"held_out/error_of_{x}") for x in ("best_8", "mean"))
         print(f"{method}: error of the best of 8 {best:.2f}, of the mean colour {mean:.2f}")
-        assert best < 0.97 * mean
+        assert best < 0.9 * mean
     if method not in PRETEXT:
         assert last_epoch(out, "health/std") > 0.1  # 0: collapsed
     if method not in EARLY:
