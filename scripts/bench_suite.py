@@ -27,7 +27,7 @@ from unlabeled.evaluate.suite import evaluate
 from unlabeled.evaluate.svm_voc07 import SVMVOC07
 from unlabeled.truth import Kept
 
-SIDE, TRAIN, TEST, WIDTH, BAR = 32, 1024, 512, 32, 1.25
+SIDE, TRAIN, TEST, WIDTH, BAR = 32, 512, 256, 32, 1.25
 
 
 def suite() -> dict[str, Any]:
@@ -38,8 +38,8 @@ def suite() -> dict[str, Any]:
         "linear": Linear(epochs=1, lrs=[0.1], max_features=1024),
         "linear_vissl": Linear(epochs=1, lrs=[0.01], weight_decays=[5e-4], max_features=2048),
         "clustering": Clustering(starts=1, iterations=5),
-        "svm_voc07": SVMVOC07(costs=[1.0], folds=2, max_iter=10, max_features=1024, jobs=1),
-        "lowshot": LowShot(k=[1, 4], draws=2, costs=[1.0], max_iter=10, jobs=1),
+        "svm_voc07": SVMVOC07(costs=[1.0], folds=2, max_iter=3, max_features=256, jobs=1),
+        "lowshot": LowShot(k=[1, 4], draws=2, costs=[1.0], max_features=256, jobs=1),
     }
 
 
