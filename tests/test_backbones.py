@@ -1,6 +1,7 @@
 """Backbones: names and outputs of torchvision's, norms, other libraries' models, loading."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -300,6 +301,51 @@ def test_unknown_models_get_near_names():
         torchvision("resnet18", weights="IMAGENET1K_V9")
     with pytest.raises(ValueError, match="leave out image_size"):
         timm("resnet18", image_size=32)
+
+
+def hub_file(folder, monkeypatch):
+    """Where torchvision looks for the weights of a ResNet-18."""
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    url = zoo.ResNet18_Weights.IMAGENET1K_V1.url
+    file = folder / "hub/checkpoints" / url.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    return file
+
+
+def test_torchvisions_weights_are_those_of_the_file(tmp_path, monkeypatch):
+    file = hub_file(tmp_path, monkeypatch)
+    whole = zoo.resnet18()
+    torch.save(whole.state_dict(), file)
+    model = torchvision("resnet18", weights="IMAGENET1K_V1").model
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[key], rtol=0, atol=0)
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+class Code:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_that_hold_code_are_refused(legacy, tmp_path, monkeypatch):
+    file = hub_file(tmp_path, monkeypatch)
+    torch.save(
+        {"conv1.weight": Code(tmp_path / "ran")},
+        file,
+        _use_new_zipfile_serialization=not legacy,
+    )
+    with pytest.raises(ValueError, match=rf"{file} .*run code.*delete it"):
+        torchvision("resnet18", weights="IMAGENET1K_V1")
+    assert not (tmp_path / "ran").exists()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{file} .*delete it"):
+        torchvision("resnet18", weights="IMAGENET1K_V1")
 
 
 # Loading

@@ -1,10 +1,14 @@
 """Any model of torchvision or timm by name, without its classifier."""
 
-from collections.abc import Mapping
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import hub, nn
 from torchvision import models as zoo
 
 from unlabeled.backbones.wrapped import (
@@ -28,6 +32,9 @@ def torchvision(name: str, *, weights: str | None = None, logits: bool = False) 
         name: e.g. "resnet50"; see `torchvision.models.list_models`.
         weights: pretrained weights by name, e.g. "DEFAULT" or "IMAGENET1K_V2"; none: random.
         logits: keep that layer: the features are logits of ImageNet's classes.
+
+    Raises:
+        ValueError: no such model or weights, or their file holds more than tensors.
     """
     names = zoo.list_models(module=zoo)
     if name not in names:
@@ -44,10 +51,15 @@ def torchvision(name: str, *, weights: str | None = None, logits: bool = False) 
     elif name in ("googlenet", "inception_v3"):
         settings = {"aux_logits": False, "init_weights": True}
     try:
-        model = zoo.get_model(name, **settings)
-        model = model if logits else strip(model)
+        with _tensors_alone():
+            model = zoo.get_model(name, **settings)
     except OSError as error:
         raise ValueError(_offline(f"{name} weights={weights}", error)) from error
+    except Exception as error:  # a damaged file, or another kind, fails in any way
+        if weights is None:
+            raise
+        raise ValueError(_refused(settings["weights"].url, error)) from error
+    model = model if logits else strip(model)
     kind = Library if torchvision_stages(model) is None else Torchvision
     config = {"_target_": f"{__name__}.torchvision", "name": name, "weights": weights}
     config |= {"logits": True} if logits else {}
@@ -157,6 +169,31 @@ def strip(model: nn.Module) -> nn.Module:
         if child == last or isinstance(layer, nn.Dropout):
             setattr(head, child, nn.Identity())
     return model
+
+
+@contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """Lets files hold tensors alone meanwhile: torchvision would run the code in a pickle."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _refused(url: str, error: Exception) -> str:
+    file = Path(hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    said = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, pickle.UnpicklingError):
+        why = f"is no file of weights, or holds more than tensors, which could run code: {said}"
+    else:
+        why = f"cannot be read: {type(error).__name__}: {said}"
+    return f"{file} {why}; delete it, and it is downloaded again from {url}"
 
 
 def _unknown(what: str, name: str, names: list[str]) -> str:
