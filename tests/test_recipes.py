@@ -105,3 +105,8 @@ def test_arguments_of_an_optimizer_lie_in_its_group(path):
 def test_another_optimizer_takes_the_place_of_a_published_one(compose, method):
     plan = compose(f"method={method}", "optim@method.optim=sgd", "data=cifar10").method.optim
     assert set(plan.optimizer) == {"_target_", "_partial_", "momentum", "nesterov"}
+
+
+def test_simclrs_largest_batch_has_its_similarities_in_parts(recipe):
+    cfg, _ = recipe("simclr")
+    assert cfg.method.chunk * 2 * cfg.data.batch_size * 4 <= 1 << 25  # bytes; not 256 MiB

@@ -11,6 +11,7 @@ from typing import Any
 GROUPS = ("method", "backbone", "data")
 FREE = {
     *("data.root", "data.workers", "data.max_unreadable", "data.eval_decode", "data.val_share"),
+    *("data.layout.cache", "data.layout.cache_gb"),  # where copies of remote shards lie
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.plugins", "trainer.max_time"),
     *("trainer.min_epochs", "trainer.min_steps", "trainer.logger", "trainer.callbacks"),
@@ -108,7 +109,7 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     both = {**before, **now}
     found = {k for k in both if k not in before or k not in now or before[k] != now[k]}
-    return sorted(found - ({SKIPS} if SKIPS in now else set()))
+    return sorted(found - FREE - ({SKIPS} if SKIPS in now else set()))
 
 
 def refusal(folder: Path, keys: Sequence[str]) -> str:

@@ -199,6 +199,10 @@ def test_places_and_devices_make_no_other_run(compose, tmp_path):
     assert digest(of(*lines, *watching)) == digest(first)
     assert differing(first, of(*lines, "data.batch_size=8")) == ["data.batch_size"]
     assert len(digest(first)) == 16
+    copies = ["data.layout.cache=/fast", "data.layout.cache_gb=3"]
+    assert digest(of("data=shards", *copies)) == digest(of("data=shards"))
+    noted = of("data=shards") | {"data.layout.cache": None}  # by what counted it once
+    assert differing(noted, of("data=shards", *copies)) == []
 
 
 CONSTANT = ["method.optim.schedule=constant", "method.optim.warmup=0"]
