@@ -202,3 +202,17 @@ def test_messages_name_the_file_and_where_to_get_it(tmp_path):
     for settings in ({"normals": "guess"}, {"window": 4}, {"tolerance": 0.0}):
         with pytest.raises(ValueError, match=f"data.layout.{next(iter(settings))}"):
             NYUv2(**settings)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_damaged_unpacked_images_are_unpacked_again(tmp_path, keep):
+    root = tmp_path / "nyu"
+    write_nyuv2(root, (3, 2))
+    first = NYUv2(normals="none")(root, 0)["train"]
+    before = torch.stack([first.image(i) for i in range(3)])
+    (file,) = root.glob("images-train-*.npy")
+    content = file.read_bytes()
+    file.write_bytes(content[:keep] if keep else bytes(len(content)))
+    split = NYUv2(normals="none")(root, 0)["train"]
+    assert torch.equal(torch.stack([split.image(i) for i in range(3)]), before)
+    assert file.read_bytes() == content

@@ -16,10 +16,11 @@ from test_stream import fit, flat
 
 from unlabeled.data import tar
 from unlabeled.data.archives import Archives
+from unlabeled.data.copies import Copies
 from unlabeled.data.decode import Center, Crops
 from unlabeled.data.images import Images
 from unlabeled.data.order import BufferedOrder
-from unlabeled.data.remote import Copies, Source, expand, find
+from unlabeled.data.remote import Source, expand, find
 from unlabeled.data.shards import Shards
 from unlabeled.data.stream import Stream
 
@@ -571,3 +572,16 @@ def test_find_tells_sizes(shards, memory):
     local, there = find(shards, "*.tar"), find(Path("memory://bucket"), "*.tar")
     assert [s.size for s in local] == [s.size for s in there]
     assert [s.name for s in local] == [s.name for s in there] == [f"0000{i}.tar" for i in range(4)]
+
+
+def test_a_copy_that_was_cut_is_fetched_again(shards, tmp_path):
+    copies = Copies(str(tmp_path / "copies"), None)
+    whole = (shards / "00000.tar").read_bytes()
+    for place in (f"pipe:cat {shards}/00000.tar", f"file://{shards}/00000.tar"):
+        source = Source(place)  # of unknown size
+        os.close(copies.open(source))
+        os.truncate(copies.path(place), 700)
+        file = copies.open(source)
+        assert os.fstat(file).st_size == len(whole)
+        assert os.pread(file, len(whole), 0) == whole
+        os.close(file)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from unlabeled.data import tar
+from unlabeled.data.copies import Copies
 from unlabeled.data.files import cache_folder
-from unlabeled.data.remote import PIPE, Copies, Source, filesystem
+from unlabeled.data.remote import PIPE, Source, filesystem
 from unlabeled.data.rgb import UnreadableError
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,19 @@ class Archives:
             return None
         return np.concatenate([np.zeros(0, np.int64), *self._labels])  # type: ignore[list-item]
 
+    def names(self, shard: int) -> np.ndarray:
+        """(M,) bytes, what a shard's images are called; empty where one is missing.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        source, index = self.sources[shard], None
+        if source.remote and not source.place.startswith(PIPE):
+            index = _beside(source, ".index.npz", tar.load)
+        names = (self._whole_index(shard) if index is None else index).names
+        names = names[: self.counts[shard]]
+        return np.pad(names, (0, int(self.counts[shard]) - len(names)), constant_values=b"")
+
     def _opened(self, shard: int) -> tuple[int, tar.Index]:
         if shard in self._failed:
             raise self._error(shard)
@@ -149,16 +163,22 @@ class Archives:
         elif source.remote:
             index = tar.load(self._kept(shard))
         if index is None:
-            try:
-                file, index = self._open(shard)
-            except OSError as error:
-                raise ValueError(f"cannot read the shard {source.place}: {error}") from error
-            os.close(file)
+            index = self._whole_index(shard)
         if not len(index.names):
             raise ValueError(f"no images in the shard {source.place}")
         known = index.labels[index.sizes != tar.DAMAGED]
         whole = len(known) and (known >= 0).all()  # what is damaged is never learned from
         return len(index.names), index.labels.clip(min=0) if whole else None
+
+    def _whole_index(self, shard: int) -> tar.Index:
+        """A shard's index, of a copy where it is remote."""
+        try:
+            file, index = self._open(shard)
+        except OSError as error:
+            place = self.sources[shard].place
+            raise ValueError(f"cannot read the shard {place}: {error}") from error
+        os.close(file)
+        return index
 
     def _index(self, shard: int, path: Path, size: int | None = None) -> tar.Index:
         """The index beside the archive, else the kept one, else a new one."""

@@ -4,6 +4,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -143,19 +144,21 @@ def _kept(
     path = (
         root / f"{name}-{digest([repr((FORMAT, sizes, list(rows))).encode()], None, ())[:16]}.npy"
     )
-    if not path.is_file():
-        log.warning("unpacking %s, once", path)
-        try:
-            with tempfile.NamedTemporaryFile(dir=root, suffix=".tmp", delete=False) as file:
-                part = Path(file.name)
-        except OSError as error:
-            log.warning("%s is not kept for the next run: %s", name, error)
-            return make(np.empty)
-        try:
-            make(partial(_mapped, part)).flush()  # type: ignore[attr-defined]
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    if path.is_file():
+        with suppress(OSError, ValueError, EOFError):  # damaged: it is made again
+            return np.load(path, mmap_mode="c", allow_pickle=False)
+    log.warning("unpacking %s, once", path)
+    try:
+        with tempfile.NamedTemporaryFile(dir=root, suffix=".tmp", delete=False) as file:
+            part = Path(file.name)
+    except OSError as error:
+        log.warning("%s is not kept for the next run: %s", name, error)
+        return make(np.empty)
+    try:
+        make(partial(_mapped, part)).flush()  # type: ignore[attr-defined]
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return np.load(path, mmap_mode="c", allow_pickle=False)
 
 

@@ -1,24 +1,17 @@
-"""Shards by path, URL or command: which there are, and how they come to this machine's disk.
+"""Shards by path, URL or command: which there are, and how they are fetched.
 
-Whatever fsspec reads (s3://, gs://, https://, memory:// ...) and the output of a command
-(pipe:aws s3 cp s3://bucket/0.tar -) is copied into a folder once per machine, since images are
-read in any order, by several processes.
+Whatever fsspec reads (s3://, gs://, https://, memory:// ...), and the output of a command
+(pipe:aws s3 cp s3://bucket/0.tar -).
 """
 
-import fcntl
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from unlabeled.data.files import cache_folder
 
 BRACES = re.compile(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}")
 URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
@@ -164,68 +157,6 @@ def _copy(place: str, file: Any) -> None:
     system, path = filesystem(place)
     with system.open(path, "rb") as source:
         shutil.copyfileobj(source, file, 1 << 20)
-
-
-class Copies:
-    """Copies of remote shards on this machine's disk, made when they are first opened.
-
-    Args:
-        folder: where; None: `UNLABELED_CACHE`, by default `~/.cache/unlabeled`.
-        most: bytes to keep; the longest unused are deleted. None: all.
-    """
-
-    def __init__(self, folder: str | None, most: int | None) -> None:
-        self.folder = Path(folder).expanduser() if folder else cache_folder().parent / "shards"
-        self.most = most
-
-    def path(self, place: str) -> Path:
-        """Where a shard's copy is or will be."""
-        return self.folder / f"{blake2b(place.encode(), digest_size=16).hexdigest()}.tar"
-
-    def open(self, source: Source) -> int:
-        """A file descriptor of a shard's copy, fetched first if it is not there.
-
-        Raises:
-            OSError: it cannot be fetched.
-        """
-        path = self.path(source.place)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path, wait=True):
-            stale = path.exists() and source.size and path.stat().st_size != source.size
-            if stale or not path.exists():
-                self._make_room(source.size, path)
-                fetch(source.place, path)
-            os.utime(path)
-            return os.open(path, os.O_RDONLY)
-
-    def _make_room(self, size: int, keep: Path) -> None:
-        if self.most is None:
-            return
-        kept = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in self._files())
-        used = sum(bytes for _, bytes, _ in kept) + size
-        for _, bytes, path in kept:
-            if used <= self.most:
-                return
-            if path != keep:
-                with _locked(path, wait=False) as mine:
-                    if mine:  # whoever has it open reads on; the space is free when all closed
-                        path.unlink(missing_ok=True)
-                        used -= bytes
-
-    def _files(self) -> list[Path]:
-        return list(self.folder.glob("*.tar"))
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Holds a shard's lock among the processes of this machine; whether it is held."""
-    with open(path.with_suffix(".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def _local(path: str) -> Source:

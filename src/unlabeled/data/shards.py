@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.archives import Archives
+from unlabeled.data.copies import Copies
 from unlabeled.data.order import BufferedOrder
-from unlabeled.data.remote import Copies, find, located, read_beside
+from unlabeled.data.remote import find, located, read_beside
 from unlabeled.data.rgb import pixels
 from unlabeled.data.splits import Split, digest, divide
 from unlabeled.data.tree import TEST, TRAIN
