@@ -1,7 +1,10 @@
 """YFCC100M: metadata in every form, a subset that depends on nothing but its seed, and labels."""
 
 import bz2
+import io
+import shutil
 import sqlite3
+import tarfile
 import tracemalloc
 from hashlib import md5
 
@@ -150,19 +153,24 @@ def test_every_photograph_is_as_likely(monkeypatch):
 def test_memory_does_not_grow_with_the_metadata(tmp_path, monkeypatch):
     monkeypatch.setattr(selection, "CHUNK", 100)
 
-    def peak(count, kept):
-        rows = (Photo(i, f"{i:032d}".encode(), "tags" * 20, None) for i in range(count))
-        folder = tmp_path / f"{count}{kept}"
+    def peak(count, kept, target=None):
+        def rows():
+            tags = ("all,tag" + str(i % 9) for i in range(count))
+            names = (f"{i:032d}".encode() for i in range(count))
+            return (Photo(i, next(names), next(tags), None) for i in range(count))
+
+        folder = tmp_path / f"{count}{kept}{target}"
         folder.mkdir()
         tracemalloc.start()
-        Selection(kept, 0, None, 2, 1.0).write(rows, folder)
+        Selection(kept, 0, target, 2, 1.0).write(rows, folder)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most
 
-    assert peak(40_000, 100) < 1.5 * peak(4_000, 100)
-    assert peak(40_000, None) < 1.5 * peak(4_000, None)
-    assert len(np.load(tmp_path / "40000None/ids.npy", mmap_mode="r")) == 40_000
+    assert peak(20_000, 100) < 1.5 * peak(4_000, 100)
+    assert peak(20_000, None) < 1.5 * peak(4_000, None)
+    assert peak(8_000, None, "tags") < 1.5 * peak(2_000, None, "tags")
+    assert len(np.load(tmp_path / "20000NoneNone/ids.npy", mmap_mode="r")) == 20_000
 
 
 def test_the_second_start_reads_no_metadata(root, monkeypatch):
@@ -241,7 +249,7 @@ def test_batches_have_all_tags_of_their_images(root, tier, workers):
 def test_without_tags_batches_have_none(root):
     data = Images(
         root=str(root),
-        layout=YFCC(count=15, target="geo"),
+        layout=YFCC(count=15),
         decode=Crops(size=8),
         eval_decode=Center(size=8),
         batch_size=5,
@@ -282,9 +290,125 @@ def test_supervised_learns_places_and_names_missing_tags(tiny, root):
     method, data, trainer = tiny("supervised", *RUN, *own, "trainer.max_epochs=1")
     trainer.fit(method, data)
     assert method.head.out_features == len(data.classes) == 15
-    method, data, trainer = tiny("supervised", *RUN, *own, "method.targets=softmax")
-    with pytest.raises(ValueError, match=r"needs \['tags'\].*gives \['crops', 'index', 'label'\]"):
+    many = data.annotation("train", "tags")
+    assert [x.tolist() for x in many.several(range(15))] == data._read().split("train").labels[
+        :, None
+    ].tolist()
+    own = [f"data.root={root}", "method.targets=softmax"]
+    method, data, trainer = tiny("supervised", *RUN, *own)
+    with pytest.raises(ValueError, match=r"needs .*'tags'.*gives \['crops', 'index'\]"):
         trainer.fit(method, data)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("target", ["tags", "geo"])
+def test_a_stream_of_all_photographs_has_targets(tiny, shards, target):
+    own = ["data=yfcc100m", f"data.root={shards}", "data.layout.classes=60"]
+    own += [f"data.layout.target={target}"]
+    own += ["data.layout.shards=shards/*.tar", "method.targets=sigmoid", "trainer.max_epochs=1"]
+    run = [x for x in RUN if not x.startswith(("data=", "data.layout", "data.size"))]
+    method, data, trainer = tiny("supervised", *run, *own, "trainer.max_steps=3")
+    trainer.fit(method, data)
+    assert trainer.global_step == 3
+    assert method.head.out_features == len(data.classes) > 2
+
+
+@pytest.fixture(scope="module")
+def shards(root, tmp_path_factory):
+    """The same photographs in two archives, called by id or by hash; some of them are missing."""
+    folder = tmp_path_factory.mktemp("shards")
+    shutil.copy(root / "yfcc100m_dataset", folder)
+    (folder / "shards").mkdir()
+    for number, members in enumerate((range(30, 50), range(2, 30))):
+        with tarfile.open(folder / f"shards/{number}.tar", "w") as archive:
+            for i in members:
+                name = file_name(url(i)).decode()
+                path = root / f"data/images/{name[:3]}/{name[3:6]}/{name}.jpg"
+                archive.add(path, f"x/{name}.jpg" if i % 4 else f"{1000 + i}.jpg")
+            archive.add(path, f"{number}0000000.jpg")  # of no photograph
+    return folder
+
+
+def known_of(split):
+    """Photograph -> its label and tags, read off its pixels."""
+    tags = split.annotations.get("tags")
+    return {
+        int(split.image(i)[0, 0, 0]) // 4: (
+            None if split.labels is None else split.classes[int(split.labels[i])],
+            None if tags is None else sorted(split.classes[k] for k in tags[i].tolist()),
+        )
+        for i in range(len(split))
+    }
+
+
+@pytest.mark.parametrize("target", [None, "tags", "geo"])
+@pytest.mark.parametrize("count", [15, None])
+def test_shards_have_the_subset_and_the_targets_of_the_metadata(
+    tmp_path, monkeypatch, target, count
+):
+    root = tmp_path / "yfcc"
+    write_rows(root, 50)
+    (root / "shards").mkdir()
+    for number, members in enumerate((range(30, 50), range(2, 30))):
+        with tarfile.open(root / f"shards/{number}.tar", "w") as archive:
+            for i in members:
+                name = file_name(url(i)).decode()
+                content = io.BytesIO()
+                Image.new("RGB", (8, 8), (4 * i + 2,) * 3).save(content, "png")
+                info = tarfile.TarInfo(f"x/{name}.png" if i % 4 else f"{1000 + i}.png")
+                info.size = len(content.getvalue())
+                archive.addfile(info, io.BytesIO(content.getvalue()))
+    for i in range(50):
+        name = file_name(url(i)).decode()
+        path = root / f"data/images/{name[:3]}/{name[3:6]}/{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (4 * i + 2,) * 3).save(path, quality=100)
+    settings = {"count": count, "target": target, "classes": 60, "cell": 10}
+    tree = known_of(YFCC(**settings)(root, 0)["train"])
+    layout = YFCC(shards="shards/*.tar", **settings)
+    split = layout(root, 0)["train"]
+    found = known_of(split)
+    if target is None and count is None:
+        assert sorted(found) == list(range(2, 50))  # the metadata is not read
+        return
+    assert found == {i: said for i, said in tree.items() if i >= 2}
+    assert len(found) > 10
+    some = split.take(torch.tensor([1, 4]))
+    assert known_of(some).items() <= found.items()
+    monkeypatch.setattr("unlabeled.data.yfcc.photos", lambda files: pytest.fail("read again"))
+    monkeypatch.setattr("unlabeled.data.yfcc.join", lambda *_: pytest.fail("joined again"))
+    assert layout(root, 0)["train"].identity() == split.identity()
+
+
+def test_shards_whose_members_are_numbered_are_refused(tmp_path):
+    from test_shards import write
+
+    write(tmp_path / "shards")
+    write_rows(tmp_path, 50)
+    with pytest.raises(ValueError, match=r"none of the 27 images.*id or the hash"):
+        YFCC(shards="shards/*.tar", count=9)(tmp_path, 0)
+    assert len(YFCC(shards="shards/*.tar", count=9, metadata=None)(tmp_path, 0)["train"]) == 9
+
+
+@pytest.mark.parametrize("damage", [lambda x: b"", lambda x: x[:-1], lambda x: bytes(len(x))])
+def test_damaged_files_of_the_cache_are_made_again(root, tmp_path, damage):
+    layout = YFCC(count=20, target="tags", classes=3)
+    first = layout(root, 0)["train"].identity()
+    files = [p for p in (tmp_path / "cache/yfcc").rglob("*") if p.is_file()]
+    assert {p.name for p in files} == {
+        *("ids.npy", "hashes.npy", "labels.npy", "tags.npy", "ends.npy", "classes.json")
+    }
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
+        assert layout(root, 0)["train"].identity() == first
+    assert len(list((tmp_path / "cache/yfcc").iterdir())) == 1
+
+
+def test_the_most_frequent_tags_survive_where_few_are_counted(monkeypatch):
+    monkeypatch.setattr(selection, "WORDS", 10)
+    rows = (Photo(i, b"", f"often{i % 3},only{i}", None) for i in range(300))
+    names = Selection(None, 0, "tags", 3, 1.0)._names(rows)
+    assert names == ["often0", "often1", "often2"]
 
 
 def test_shards_give_a_subset_too(tmp_path):
@@ -305,7 +429,8 @@ def test_shards_give_a_subset_too(tmp_path):
     [
         ({"count": 0}, "count must be at least 1"),
         ({"target": "title"}, "target must be tags, geo or null"),
-        ({"target": "tags", "count": None}, "needs metadata and a subset"),
+        ({"metadata": None}, "metadata may be null for shards"),
+        ({"target": "tags", "metadata": None, "shards": "x"}, "metadata may be null for shards"),
         ({"classes": 1}, "classes must be at least 2"),
         ({"cell": 0}, "cell must be in"),
         ({"images": "{name}.jpg"}, "may have {hash}"),

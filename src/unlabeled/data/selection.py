@@ -1,18 +1,22 @@
-"""Which photographs of YFCC100M are used, and their labels; found in one pass over the metadata."""
+"""Which photographs of YFCC100M are used, and their labels, found by passing over the metadata."""
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from unlabeled.data.columns import Columns
 from unlabeled.data.metadata import Photo, words
-from unlabeled.draws import Draws, seed_of
+from unlabeled.draws import seed_of
 
 CHUNK = 1 << 16  # photographs looked at together
+WORDS = 1 << 21  # different tags counted together: 300 MB
 
 
 @dataclass(frozen=True)
@@ -35,19 +39,44 @@ class Selection:
         if not 0 < self.cell <= 90:
             raise ValueError(f"data.layout.cell must be in (0, 90] degrees, got {self.cell}")
 
-    def write(self, rows: Iterator[Photo], folder: Path) -> None:
+    @property
+    def whole(self) -> bool:
+        """Whether all photographs are used, without labels."""
+        return self.count is None and self.target is None
+
+    def write(self, rows: Callable[[], Iterator[Photo]], folder: Path) -> None:
         """Writes ids.npy and hashes.npy of the photographs and, of targets, labels and tags.
 
+        Args:
+            rows: reads the metadata; once, or, for labels without a count, twice.
+            folder: where.
+
         Raises:
-            ValueError: there are fewer than `count`.
+            ValueError: there are fewer than `count`, or none.
         """
-        if self.count is None:
-            _write_all(rows, folder)
-            return
-        found = self._subset(rows)
-        if self.target is not None:
-            found = self._write_targets(found, folder)
-        _save(folder, ids=[x.id for x in found], hashes=[x.hash for x in found])
+        if self.count is not None:
+            found = self._subset(rows())
+            rows = partial(iter, found)
+        names = [] if self.target is None else self._names(rows())
+        number = {name: i for i, name in enumerate(names)}
+        types: dict[str, Any] = {"ids": np.int64, "hashes": "S32"}
+        types |= {} if self.target is None else dict.fromkeys(("labels", "tags", "ends"), np.int64)
+        reader, end = rows(), 0
+        with Columns(folder, types) as columns:
+            while chunk := list(islice(reader, CHUNK)):
+                labelled: dict[str, np.ndarray] = {}
+                if self.target is not None:
+                    tags = [[number[x] for x in self._words(p) if x in number] for p in chunk]
+                    chunk = [photo for photo, each in zip(chunk, tags, strict=True) if each]
+                    labelled = self._labels(chunk, [each for each in tags if each])
+                    labelled["ends"] += end
+                    end += len(labelled["tags"])
+                columns.add(ids=[x.id for x in chunk], hashes=[x.hash for x in chunk], **labelled)
+        if not columns.count:
+            raise ValueError(
+                "the metadata has no photographs" + (f" with {self.target}" if self.target else "")
+            )
+        (folder / "classes.json").write_text(json.dumps(names))
 
     def _subset(self, rows: Iterator[Photo]) -> list[Photo]:
         """The `count` photographs of the smallest rank, in the order of their ids."""
@@ -75,22 +104,36 @@ class Selection:
         best = np.argpartition(near, self.count - 1)[: self.count]
         return sorted((kept[i] for i in best), key=lambda photo: photo.id)
 
-    def _write_targets(self, found: list[Photo], folder: Path) -> list[Photo]:
-        """Labels of the photographs that have a frequent one; the others are left out."""
-        has = [words(x.tags) if self.target == "tags" else [self._cell(x)] for x in found]
-        counted = Counter(word for each in has for word in each)
-        names = sorted(counted, key=lambda word: (-counted[word], word))[: self.classes]
-        number = {name: i for i, name in enumerate(sorted(names))}
-        tags = [[number[word] for word in each if word in number] for each in has]
-        some = [i for i, each in enumerate(tags) if each]
-        lengths = np.array([len(tags[i]) for i in some])
-        draws = Draws(self.seed, "yfcc tag", rows=len(some)).uniform().numpy()
-        values = np.array([tag for i in some for tag in tags[i]], np.int64)
-        drawn = (draws * lengths).astype(np.int64).clip(max=lengths - 1)
-        labels = values[lengths.cumsum() - lengths + drawn]
-        _save(folder, labels=labels, tags=values, ends=lengths.cumsum())
-        (folder / "classes.json").write_text(json.dumps(sorted(names)))
-        return [found[i] for i in some]
+    def _names(self, rows: Iterator[Photo]) -> list[str]:
+        """The `classes` most frequent tags or cells, sorted.
+
+        Exact below `WORDS` different ones. Beyond, the rarer half is forgotten whenever so many
+        are known, which none of the most frequent ones is in.
+        """
+        counted: Counter[str] = Counter()
+        for photo in rows:
+            counted.update(self._words(photo))
+            if len(counted) > max(WORDS, 4 * self.classes):
+                counted = Counter(dict(counted.most_common(len(counted) // 2)))
+        return sorted(sorted(counted, key=lambda x: (-counted[x], x))[: self.classes])
+
+    def _words(self, photo: Photo) -> list[str]:
+        if self.target == "tags":
+            return words(photo.tags)
+        return [] if photo.place is None else [self._cell(photo)]
+
+    def _labels(self, chunk: list[Photo], tags: list[list[int]]) -> dict[str, np.ndarray]:
+        """All tags of photographs, where each one's end, and one of each, drawn by its id."""
+        lengths = np.array([len(each) for each in tags], np.int64)
+        values = np.array([tag for each in tags for tag in each], np.int64)
+        ids = np.array([x.id for x in chunk], np.int64)
+        drawn = ranks(ids, seed_of(self.seed, "yfcc tag")) % lengths.astype(np.uint64)
+        ends = lengths.cumsum()
+        return {
+            "labels": values[ends - lengths + drawn.astype(np.int64)],
+            "tags": values,
+            "ends": ends,
+        }
 
     def _cell(self, photo: Photo) -> str:
         assert photo.place is not None
@@ -100,30 +143,6 @@ class Selection:
         around = max(1, round(360 / self.cell * float(np.cos(middle).clip(min=0))))
         column = int((longitude + 180) % 360 / 360 * around)
         return f"row {row} column {column} of {around}"
-
-
-def _write_all(rows: Iterator[Photo], folder: Path) -> None:
-    """All photographs, chunk by chunk, as files that can be mapped into memory."""
-    count = 0
-    with open(folder / "ids", "wb") as ids, open(folder / "hashes", "wb") as hashes:
-        while chunk := list(islice(rows, CHUNK)):
-            np.array([x.id for x in chunk], np.int64).tofile(ids)
-            np.array([x.hash for x in chunk], "S32").tofile(hashes)
-            count += len(chunk)
-    if not count:
-        raise ValueError("the metadata has no photographs")
-    for name, dtype in (("ids", np.dtype(np.int64)), ("hashes", np.dtype("S32"))):
-        raw = np.memmap(folder / name, dtype, mode="r")
-        whole = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (count,))
-        for start in range(0, count, 1 << 20):
-            whole[start : start + (1 << 20)] = raw[start : start + (1 << 20)]
-        whole.flush()
-        (folder / name).unlink()
-
-
-def _save(folder: Path, **arrays: Sequence[int] | Sequence[bytes] | np.ndarray) -> None:
-    for name, values in arrays.items():
-        np.save(folder / f"{name}.npy", np.asarray(values), allow_pickle=False)
 
 
 def ranks(values: np.ndarray, seed: int) -> np.ndarray:

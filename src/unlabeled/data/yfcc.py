@@ -1,11 +1,10 @@
 """YFCC100M: a hundred million photographs of Flickr, whole or a subset fixed by a seed."""
 
-import json
+import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,17 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.data.files import cache_folder
+from unlabeled.data.joined import join
 from unlabeled.data.metadata import photos
 from unlabeled.data.order import BufferedOrder
 from unlabeled.data.rgb import pixels, stored
 from unlabeled.data.selection import Selection, ranks
 from unlabeled.data.shards import Archived, Shards
 from unlabeled.data.splits import Split, digest
-from unlabeled.truth import Annotation, Kept
+from unlabeled.data.yfcc_table import Table, kept
+from unlabeled.truth import Annotation
 
+log = logging.getLogger(__name__)
 BLOCK = 50_000  # photographs that the order of an epoch moves together: a shard's worth
-FORMAT = "1"  # of what is kept
+FORMAT = "2"  # of what is kept
 WHERE = "https://multimediacommons.wordpress.com/yfcc100m-core-dataset"
 
 
@@ -95,16 +96,19 @@ class YFCC:
 
     Args:
         metadata: pattern of the metadata files below the root: see `unlabeled.data.metadata`.
+            None: there is none, and the images are in shards.
         images: path of an image below the root: see `Photos`.
-        shards: shards of the images instead (see `Shards`); metadata is not read then, and a
-            subset is one of the places in the shards.
+        shards: shards of the images instead (see `Shards`). Where metadata is there, a subset and
+            labels come from it, of the members that are called by a photograph's id or hash
+            (4812.jpg); where none is, a subset is one of the places in the shards.
         count: photographs of the subset; None: all.
         subset_seed: fixes the subset; no function of the run's seed.
         target: labels for `supervised`. "tags": of the `classes` tags that most photographs of
             the subset have, one that the photograph has, drawn once (Joulin et al., 2016,
             https://arxiv.org/abs/1511.02251), and all of them as annotation `tags`; "geo": the
-            cell of `cell` degrees that it was taken in, of the `classes` that have most.
-            Photographs without are left out of the subset.
+            cell of `cell` degrees that it was taken in, of the `classes` that have most, which
+            is its one tag too. Photographs without are left out. Of all photographs
+            (`count=None`) that takes two passes over the metadata, once.
         classes: at most so many.
         cell: side of a cell in degrees of latitude; cells are as wide as that on the equator.
         buffer: see `Shards`.
@@ -113,7 +117,7 @@ class YFCC:
     def __init__(
         self,
         *,
-        metadata: str = "yfcc100m_dataset*",
+        metadata: str | None = "yfcc100m_dataset*",
         images: str = "data/images/{a}/{b}/{hash}.jpg",
         shards: str | Sequence[str] | None = None,
         count: int | None = 1_000_000,
@@ -123,10 +127,10 @@ class YFCC:
         cell: float = 1.0,
         buffer: int = 100_000,
     ) -> None:
-        if target is not None and (count is None or shards is not None):
+        if metadata is None and (target is not None or shards is None):
             raise ValueError(
-                "data.layout.target needs metadata and a subset: set data.layout.count and "
-                "data.layout.shards=null"
+                "data.layout.metadata may be null for shards without data.layout.target alone: "
+                "name the files of the metadata, e.g. yfcc100m_dataset*"
             )
         try:
             images.format(hash="", id=0, a="", b="")
@@ -139,34 +143,32 @@ class YFCC:
         self.shards = None if shards is None else Shards(train=shards, labels=False, buffer=buffer)
 
     def __call__(self, root: Path, seed: int) -> dict[str, Split]:
-        if self.shards is not None:
+        files = [] if self.metadata is None else sorted(root.glob(self.metadata))
+        files = [path for path in files if path.is_file()]
+        unread = self.selection.whole or (not files and self.selection.target is None)
+        if self.shards is not None and unread:
             return {"train": self._of_shards(self.shards(root, seed)["train"])}
-        files = sorted(path for path in root.glob(self.metadata) if path.is_file())
         if not files:
             raise ValueError(
                 f"{root} has no metadata {self.metadata}: point data.root at the folder of "
                 f"yfcc100m_dataset ({WHERE}), or name it by data.layout.metadata"
             )
-        folder = self._kept(files)
-        ids, hashes = (np.load(folder / f"{x}.npy", mmap_mode="r") for x in ("ids", "hashes"))
-        split = Photos(root, self.images, ids, hashes)
+        known = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        key = repr((known, FORMAT, self.selection))
+        table = kept(key, partial(self.selection.write, partial(photos, files)), Table.read)
+        if self.shards is not None:
+            return {"train": self._joined(self.shards(root, seed)["train"], table, key)}
+        ids, hashes, labels, classes, known = table
+        split = Photos(root, self.images, ids, hashes, labels, classes, known)
         if not (root / split.name(0)).is_file():
             raise ValueError(
                 f"the first photograph is not there: {root / split.name(0)}; name the paths of "
                 "your images by data.layout.images, with {hash} or {id}"
             )
-        if self.selection.target is None:
-            return {"train": split}
-        labels = torch.from_numpy(np.load(folder / "labels.npy"))
-        classes = tuple(json.loads((folder / "classes.json").read_text()))
-        values, ends = np.load(folder / "tags.npy"), np.load(folder / "ends.npy")
-        tags = [torch.from_numpy(x) for x in np.split(values, ends[:-1])]
-        known: dict[str, Annotation] = (
-            {"tags": Kept(tags)} if self.selection.target == "tags" else {}
-        )
-        return {"train": replace(split, labels=labels, classes=classes, annotations=known)}
+        return {"train": split}
 
     def _of_shards(self, split: Split) -> Split:
+        """A subset of places in the shards, where nothing is known of the images."""
         assert isinstance(split, Archived)
         count = self.selection.count
         if count is None:
@@ -177,18 +179,24 @@ class YFCC:
         chosen = np.argpartition(near, count - 1)[:count]
         return split.take(torch.from_numpy(np.sort(chosen)))
 
-    def _kept(self, files: list[Path]) -> Path:
-        """The folder with what these files give, made if it is not there."""
-        known = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-        name = blake2b(repr((known, FORMAT, self.selection)).encode(), digest_size=16).hexdigest()
-        folder = cache_folder().parent / "yfcc" / name
-        if not folder.is_dir():
-            partial = folder.with_name(f".{name}.{os.getpid()}.partial")
-            partial.mkdir(parents=True, exist_ok=True)
-            try:
-                self.selection.write(photos(files), partial)
-                if not folder.is_dir():
-                    partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        return folder
+    def _joined(self, split: Split, table: Table, key: str) -> Split:
+        """The images of the shards that are in the table, with what it says of them."""
+        assert isinstance(split, Archived)
+        archives = split.archives
+        both = repr((key, archives.sources, archives.counts.tolist()))
+        at, rows = kept(both, partial(join, archives, table.ids, table.hashes), _read_join)
+        if len(at) < len(table.ids):
+            log.warning(
+                "the shards hold %d of the %d photographs chosen from the metadata",
+                *(len(at), len(table.ids)),
+            )
+        labels = None if table.labels is None else table.labels[torch.from_numpy(rows)]
+        tags = {kind: x.take(torch.from_numpy(rows)) for kind, x in table.annotations.items()}
+        return replace(split, at=at, labels=labels, classes=table.classes, annotations=tags)
+
+
+def _read_join(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    at, rows = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("at", "rows"))
+    if len(at) != len(rows):
+        raise ValueError(f"{len(at)} positions and {len(rows)} rows")
+    return at, rows
