@@ -18,6 +18,7 @@ from unlabeled.draws import Draws, subset
 from unlabeled.evaluate.invariance import Invariance
 from unlabeled.evaluate.suite import evaluate
 from unlabeled.report import html
+from unlabeled.report.scores import headline, rows
 from unlabeled.scenes.world import FACTORS
 
 ALL = {"turn": Turn(), "shuffle": Shuffle(grid=2), "flip": Flip(p=1.0)}
@@ -133,6 +134,8 @@ def test_factors_of_rendered_scenes_are_redrawn_one_at_a_time(tmp_path):
         low, high = scores.details[key]["ci95"]
         assert low <= scores.values[key] <= high
         assert f"baseline/pixels/inv/pixels/redrawn/{name}/relative" in scores.values
+    table = rows(scores.values, scores.details)
+    assert [row.name for row in headline(table)] == ["inv/whole/mean/relative"]
     scores.write(tmp_path)
     assert "factors of the scene" in html.write(tmp_path).read_text()
     none = {"inv": Invariance(transforms={"flip": Flip(p=1.0)}, redrawn=0)}

@@ -102,10 +102,24 @@ class Invariance:
             away = {n: (plain - features[n][stage]).norm(dim=1) for n in self.transforms}
             histograms[stage] = {n: _histogram(x) for n, x in away.items()}
             histograms[stage]["another image"] = _histogram(apart)
+            between = apart.mean().clamp(min=1e-12)
+            for name, moved in again.items():
+                key = f"{stage}/redrawn/{name}/relative"
+                value = (plain[: len(moved[stage])] - moved[stage]).norm(dim=1) / between
+                ((low, high),) = bootstrap(value[:, None], subject.seed, "redrawn")
+                scores[key] = value.double().mean().item()
+                details[key] = {
+                    "protocol": "distance of unit-length pooled features when one factor of the "
+                    "scene is drawn anew, over that of different images",
+                    "stage": stage,
+                    "hyperparameters": {"factor": name},
+                    "selection": "none",
+                    **{"share": False, "better": "neither", "ci95": [low, high], "n": len(value)},
+                }
             # Last, so that a table of one line per evaluation shows the last stage's mean.
             away["mean"] = torch.stack([*away.values()]).mean(0)
             for name, moved in away.items():
-                values = {"distance": moved, "relative": moved / apart.mean().clamp(min=1e-12)}
+                values = {"distance": moved, "relative": moved / between}
                 for kind, value in values.items():
                     key = f"{stage}/{name}/{kind}"
                     scores[key], per_image[key] = value.double().mean().item(), value
@@ -123,19 +137,6 @@ class Invariance:
                         "better": "neither",  # what is useful to know, not how useful it is
                         "between_images": apart.mean().item(),
                     }
-            for name, moved in again.items():
-                key = f"{stage}/redrawn/{name}/relative"
-                value = (plain[: len(moved[stage])] - moved[stage]).norm(dim=1) / apart.mean()
-                ((low, high),) = bootstrap(value[:, None], subject.seed, "redrawn")
-                scores[key] = value.double().mean().item()
-                details[key] = {
-                    "protocol": "distance of unit-length pooled features when one factor of the "
-                    "scene is drawn anew, over that of different images",
-                    "stage": stage,
-                    "hyperparameters": {"factor": name},
-                    "selection": "none",
-                    **{"share": False, "better": "neither", "ci95": [low, high], "n": len(value)},
-                }
         figures = self._figures(scores, stages, histograms)
         if again and len(stages) > 1:
             figures["factors"] = _over_stages(

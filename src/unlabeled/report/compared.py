@@ -94,8 +94,10 @@ def invariance(names: Sequence[str], tables: Sequence[list[Row]]) -> list[plots.
         last: dict[str, float] = {}  # transform -> of the deepest stage, which comes last
         for row in table:
             if row.protocol == "invariance" and row.metric == "relative":
-                transform = row.name.split("/")[-2]
-                if transform != "mean":  # which the evaluation takes over all of them
+                *_, above, transform = row.name.split("/")[:-1]
+                # Neither the evaluation's own mean nor factors of a scene, whose names may be
+                # those of transforms.
+                if transform != "mean" and above != "redrawn":
                     last[transform] = row.scores["trained"].value
         best = [r for r in headline(table) if r.share and r.protocol in ("linear", "knn")]
         if last and best:
