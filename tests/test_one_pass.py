@@ -78,6 +78,32 @@ def test_others_take_whole_images_from_the_same_pass(tmp_path):
             assert together[score] == pytest.approx(value, rel=1e-4, abs=1e-5), score
 
 
+class Own(Cut):
+    """A data module that an evaluation has to itself."""
+
+    def setup(self, stage):
+        pass
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_data_modules_of_the_same_images_pass_once(tmp_path, turn):
+    first, second, third = (Own(noise=2, train=120, test=60) for _ in range(3))
+    evals = {
+        "one": KNN(k=[1], stage="one", data=first),
+        "two": KNN(k=[1], stage="two", data=second),
+    }
+    asks = Asks()
+    asks.data = third
+    evals = dict([*evals.items()][::turn]) | {"asks": asks}
+    count, scores = seen(evals, tmp_path)
+    assert count <= 120 + 60 + 3 * 2  # two of each for the shapes
+    assert asks.found.shape == (2, 4 * 2 * 2)
+    third.name = second.name = "others"  # and other images
+    alone = {"one": evals["one"], "two": evals["two"]}
+    assert seen(alone, tmp_path / "apart")[0] >= 2 * (120 + 60)
+    assert {name.split("/")[0] for name in scores} == {"one", "two"}
+
+
 def test_short_numbers_are_not_measured_with(tmp_path):
     torch.manual_seed(0)
     net, data = Net(), Cut(noise=2, train=120, test=60)

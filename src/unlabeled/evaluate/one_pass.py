@@ -12,6 +12,7 @@ from unlabeled.evaluate.contract import (
     Features,
     Progress,
     Request,
+    Shapes,
     Subject,
     Tuned,
 )
@@ -59,53 +60,66 @@ class Pass:
         """What each evaluation of frozen features asked for.
 
         The splits that these look at are also looked at for those of `tuned` that say what they
-        need of whole images.
+        need of whole images. Data modules of equal fingerprints show the same images, which
+        pass once for all of them; selection, labels and annotations are each one's own.
 
         Args:
             chosen: evaluations of frozen features by name.
             tuned: other evaluations by name.
             sources: the data module of each by name.
         """
-        given: dict[str, Features] = {}
-        for data in {id(sources[name]): sources[name] for name in chosen}.values():
-            names = [name for name in chosen if sources[name] is data]
-            shapes = shapes_of(self.trunk, data, self.device)
-            wanted: dict[str, set[Request]] = {}
-            for name in names:
-                for split in chosen[name].splits:
-                    wanted.setdefault(split, set()).update(chosen[name].requests(shapes))
-            for name, evaluation in tuned.items():
-                if sources[name] is data and hasattr(evaluation, "requests"):
-                    for split in evaluation.splits & wanted.keys():
-                        wanted[split] |= evaluation.requests(shapes)  # type: ignore[attr-defined]
-            splits, labels = {}, {}
-            for split in sorted(wanted, reverse=True):  # in one order in all processes
-                splits[split] = self.store.extract(
-                    self.trunk,
-                    data,
-                    split,
-                    wanted[split],
-                    shapes=shapes,
-                    device=self.device,
-                    progress=self.progress,
-                )
-                if (known := data.labels(split)) is not None:
-                    labels[split] = known
-            self._kept[id(data)] = splits
-            most = max((int(y.max()) + 1 for y in labels.values()), default=0)
-            together = Features(
-                splits=splits,
-                labels=labels,
-                classes=max(len(data.classes), most),
-                selection=data.selection(),
+        asks = {n: e for n, e in tuned.items() if hasattr(e, "requests")}
+        every = {id(sources[name]): sources[name] for name in [*chosen, *asks]}
+        splits: dict[int, dict[str, str]] = {key: {} for key in every}  # -> fingerprint
+        for name, evaluation in [*chosen.items(), *asks.items()]:
+            data, own = sources[name], splits[id(sources[name])]
+            own |= {s: data.fingerprint(s) for s in evaluation.splits if s not in own}
+        looked = {splits[id(sources[n])][s] for n, e in chosen.items() for s in e.splits}
+        shapes = {
+            key: shapes_of(self.trunk, every[key], self.device)
+            for key, own in splits.items()
+            if looked & {*own.values()}
+        }
+        wanted: dict[str, set[Request]] = {mark: set() for mark in looked}
+        for name, evaluation in [*chosen.items(), *asks.items()]:
+            key = id(sources[name])
+            for split in evaluation.splits:
+                if (mark := splits[key][split]) in wanted:
+                    wanted[mark] |= evaluation.requests(shapes[key])  # type: ignore[attr-defined]
+        given: dict[int, Features] = {}
+        for key in shapes:
+            own = {split: wanted[mark] for split, mark in splits[key].items() if mark in wanted}
+            given[key] = self._extracted(every[key], own, shapes[key])
+            self._kept[key] = given[key].splits
+        return {name: given[id(sources[name])] for name in chosen}
+
+    def _extracted(self, data: Any, wanted: Mapping[str, set[Request]], shapes: Shapes) -> Features:
+        """The wanted features of each split."""
+        splits, labels = {}, {}
+        for split in sorted(wanted, reverse=True):  # in one order in all processes
+            splits[split] = self.store.extract(
+                self.trunk,
+                data,
+                split,
+                wanted[split],
                 shapes=shapes,
-                seed=self.seed,
                 device=self.device,
                 progress=self.progress,
-                data=data,
             )
-            given |= dict.fromkeys(names, together)
-        return {name: given[name] for name in chosen}
+            if (known := data.labels(split)) is not None:
+                labels[split] = known
+        most = max((int(y.max()) + 1 for y in labels.values()), default=0)
+        return Features(
+            splits=splits,
+            labels=labels,
+            classes=max(len(data.classes), most),
+            selection=data.selection(),
+            shapes=shapes,
+            seed=self.seed,
+            device=self.device,
+            progress=self.progress,
+            data=data,
+        )
 
     def subject(self, data: Any) -> Subject:
         """A copy of the backbone, with what the pass over these data left."""
