@@ -636,6 +636,13 @@ def test_a_score_needs_its_details(tmp_path):
         scores.add("x/top1", math.nan, details)
     with pytest.raises(ValueError, match="ci95"):
         scores.add("x/top1", 0.5, {k: v for k, v in details.items() if k != "ci95"})
+    for key in ("protocol", "stage", "selection", "split_hash", "seed", "n"):
+        for empty in (None, ""):
+            with pytest.raises(ValueError, match=rf"x/top1 says nothing under \['{key}'\]"):
+                scores.add("x/top1", 0.5, {**details, key: empty})
+    for bounds in (None, [], [0.1], [0.2, 0.1], [math.nan, 0.1], [None, None], ["a", "b"], 0.1):
+        with pytest.raises(ValueError, match="x/top1 has ci95"):
+            scores.add("x/top1", 0.5, {**details, "ci95": bounds})
     with pytest.raises(AttributeError):
         scores.values = {"x": 1.0}
     scores.values["x"] = 1.0

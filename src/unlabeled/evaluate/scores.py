@@ -21,6 +21,7 @@ BESIDE = (  # what every score carries
     "ci95",
     "baselines",
 )
+SAID = ("protocol", "stage", "selection", "split_hash", "seed", "n")  # never None, nor empty
 
 
 class Scores:
@@ -51,6 +52,12 @@ class Scores:
             raise ValueError(f"the score {name} needs {missing} in its details")
         if not math.isfinite(value):
             raise ValueError(f"the score {name} is {value}, which is no number to report")
+        if empty := [key for key in SAID if details[key] is None or details[key] == ""]:
+            raise ValueError(f"the score {name} says nothing under {empty} in its details")
+        if not _interval(details["ci95"]):
+            raise ValueError(
+                f"the score {name} has ci95 {details['ci95']!r}: give two numbers, the lower first"
+            )
         json.dumps(details, allow_nan=False)  # else the file would fail, after all the work
         self._values[name], self._details[name] = float(value), dict(details)
 
@@ -81,6 +88,14 @@ class Scores:
             partial = path.with_name(path.name + ".partial")
             partial.write_text(json.dumps({**kept, **new}, indent=2, allow_nan=False) + "\n")
             partial.replace(path)
+
+
+def _interval(bounds: Any) -> bool:
+    """Whether these are two finite numbers in order."""
+    if not isinstance(bounds, list | tuple) or len(bounds) != 2:
+        return False
+    numbers = all(isinstance(x, int | float) and math.isfinite(x) for x in bounds)
+    return numbers and bounds[0] <= bounds[1]
 
 
 def forget(folder: Path, evaluations: Sequence[str]) -> None:
