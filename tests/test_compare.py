@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import pytest
 from conftest import ROOT
 from rich.console import Console
 
-from unlabeled.report import compare, html, terminal
+from unlabeled.report import compare, compared, html, plots, terminal
+from unlabeled.report.run import read
 from unlabeled.report.scores import kinds, rows
 
 STAGES = ("conv1", "res2", "final")
@@ -83,6 +85,31 @@ def test_runs_become_one_table_and_one_page(tmp_path):
     # One random network for both runs: one dashed line, the third.
     assert page.count('class="line dashed') == page.count('class="line dashed s2"') == 1
     assert "random init</span>" in page
+
+
+def test_low_shot_curves_stand_beside_the_supervised_run(tmp_path):
+    runs = [finished(tmp_path / name, 0.4, shots=[0.1, 0.5]) for name in ("a", "b")]
+    labels = finished(tmp_path / "labels", 0.5, shots=[0.3, 0.7])
+    for folder in runs:
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra/config.yaml").write_text(f"baseline: {{supervised: {labels}}}\n")
+    (drawn,) = compared.merged(["a", "b"], [read(f) for f in runs], "lowshot")
+    assert drawn.names == ["a: res5", "b: res5", "supervised: res5"]
+    assert str(drawn.drawing).count('class="line dashed s2"') == 1
+    assert "70 %" in str(drawn.drawing) or "0.7" in str(drawn.drawing)
+    # Who compares it as well sees it once.
+    every = [read(f) for f in (*runs, labels)]
+    (drawn,) = compared.merged(["a", "b", "labels"], every, "lowshot")
+    assert drawn.names == ["a: res5", "b: res5", "labels: res5"]
+    assert "dashed" not in str(drawn.drawing)
+
+
+def test_the_label_of_an_axis_lies_on_no_point():
+    arrays = {"x": np.array([0.0, 1.0]), "y": np.array([0.1, 1.0]), "names": np.array(["a", "b"])}
+    drawn = str(plots.points({**arrays, "ylabel": "linear/res5/top1"}))
+    (label,) = re.findall(r'y="([\d.]+)"[^>]*>linear/res5/top1<', drawn)
+    highest = min(map(float, re.findall(r'cy="([\d.]+)"', drawn)))
+    assert highest - 5 - 12 >= float(label)  # a radius, and the height of the point's own name
 
 
 def test_runs_with_random_networks_of_their_own_have_a_dashed_line_each(tmp_path):

@@ -1,12 +1,13 @@
 """What is drawn of many runs together: by stage, low-shot, performance against invariance."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unlabeled.report import plots
-from unlabeled.report.run import Run
+from unlabeled.report.run import Run, read
 from unlabeled.report.scores import Row, headline
 
 
@@ -59,8 +60,13 @@ def stages(names: Sequence[str], tables: Sequence[list[Row]]) -> list[plots.Figu
 
 
 def merged(names: Sequence[str], runs: Sequence[Run], start: str) -> list[plots.Figure]:
-    """Curves that several runs drew under one name, as one figure: a line per run and series."""
+    """Curves that several runs drew under one name, as one figure: a line per run and series.
+
+    Supervised runs that are their baselines have dashed lines.
+    """
     titles = {t for run in runs for t in run.figures if t.startswith(start)}
+    baselines = _supervised(runs)
+    names, runs = [*names, *baselines], [*runs, *baselines.values()]
     figures = []
     for title in sorted(titles):
         drawn = [
@@ -74,7 +80,8 @@ def merged(names: Sequence[str], runs: Sequence[Run], start: str) -> list[plots.
             continue
         series = [f"{n}: {s}" for n, a in alike for s in a["names"]]
         merged: dict[str, Any] = dict(alike[0][1])
-        merged |= {"names": np.array(series)}
+        dashed = [n in baselines for n, a in alike for _ in a["names"]]
+        merged |= {"names": np.array(series), "dashed": np.array(dashed)}
         for key in ("y", "low", "high"):
             if all(key in a for _, a in alike):
                 merged[key] = np.concatenate([np.atleast_2d(a[key]) for _, a in alike])
@@ -84,6 +91,16 @@ def merged(names: Sequence[str], runs: Sequence[Run], start: str) -> list[plots.
             plots.Figure(str(merged.get("title", title)), "", plots.curves(merged), series)
         )
     return figures
+
+
+def _supervised(runs: Sequence[Run]) -> dict[str, Run]:
+    """The runs that `baseline.supervised` names and that are not compared themselves, by name."""
+    shown = {run.folder.resolve() for run in runs}
+    named = [Path(path).resolve() for run in runs if (path := run.get("baseline.supervised"))]
+    folders = [path for path in dict.fromkeys(named) if path not in shown and path.is_dir()]
+    if len(folders) == 1:
+        return {"supervised": read(folders[0])}
+    return {f"supervised, {path}": read(path) for path in folders}
 
 
 def invariance(names: Sequence[str], tables: Sequence[list[Row]]) -> list[plots.Figure]:

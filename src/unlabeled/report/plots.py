@@ -85,7 +85,7 @@ def curves(arrays: Arrays, *, width: int = 1040, height: int = 300) -> Markup:
     xs, ys = arrays["x"].astype(float), np.atleast_2d(arrays["y"]).astype(float)
     low, high = (np.atleast_2d(arrays.get(k, ys)).astype(float) for k in ("low", "high"))
     log, percent = bool(arrays.get("log", False)), bool(arrays.get("percent", False))
-    left, right, top, bottom = 64, width - 16, 14, height - 44
+    left, right, top, bottom = 64, width - 16, _top(arrays), height - 44
     place = np.log(xs) if log else xs
     first, last = place.min(), place.max()
     bottom_value, top_value, ticks = axis(float(np.nanmin(low)), float(np.nanmax(high)), 5)
@@ -135,7 +135,7 @@ def points(arrays: Arrays, *, width: int = 1040, height: int = 380) -> Markup:
     names = [str(name) for name in arrays["names"]]
     group = arrays.get("group", np.zeros(len(xs), dtype=int))
     percent = bool(arrays.get("percent", False))
-    left, right, top, bottom = 64, width - 90, 14, height - 44
+    left, right, top, bottom = 64, width - 90, _top(arrays), height - 44
     x_low, x_high, x_ticks = axis(float(np.nanmin(xs)), float(np.nanmax(xs)), 6)
     y_low, y_high, y_ticks = axis(float(np.nanmin(ys)), float(np.nanmax(ys)), 5)
 
@@ -156,6 +156,11 @@ def points(arrays: Arrays, *, width: int = 1040, height: int = 380) -> Markup:
         )
         out.append(text(x(px) + 8, y(py) + 4, name, "start", "label"))
     return svg(width, height, [*out, *_labels(arrays, left, right, height)])
+
+
+def _top(arrays: Arrays) -> int:
+    """Where the drawing begins: below the label of the y axis, if there is one."""
+    return 32 if _word(arrays, "ylabel") else 14
 
 
 def _labels(arrays: Arrays, left: float, right: float, height: int) -> list[str]:
