@@ -14,8 +14,8 @@ VOC's boxes are of whole pixels, both ends inside, and its areas add 1 to each d
 coordinates. Boxes here have their edges at the pixels' edges (see `unlabeled.truth`), where the
 plain difference is that same number, so both rules share one IoU.
 
-torchmetrics asks pycocotools for COCO's rule (a test compares with it) and has none of VOC's, nor
-resamples.
+torchmetrics hands COCO's rule on to pycocotools, with which a test compares; it has none of VOC's,
+nor resamples.
 """
 
 from collections.abc import Mapping, Sequence

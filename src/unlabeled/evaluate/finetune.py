@@ -102,7 +102,7 @@ class FineTune:
         if not 0 < share <= 1:
             raise ValueError(f"share must be in (0, 1], got {share}")
         if list is not None and share != 1.0:
-            raise ValueError("give either share or list, not both")
+            raise ValueError("give either share or list, not both (share=1.0 with a list)")
         if optimizer not in ("sgd", "lars", "adamw"):
             raise ValueError(f"optimizer must be sgd, lars or adamw, got {optimizer!r}")
         if norm not in ("train", "frozen"):

@@ -29,9 +29,10 @@ class Linear:
     The grid of the pooling is the finest that keeps at most `max_features` numbers: 12, 6, 4,
     3 and 2 for the stages of a ResNet-50 at 224 pixels, as in the paper. Norm statistics are
     those of the images that a head is trained on, before its training; images are not
-    augmented. Every learning rate and weight decay is tried on a part of the training set; the
-    best on its held-out rest, for each stage, trains the final head on all of it, which is
-    tested after its last epoch.
+    augmented. Each stage is a problem of its own; in it, one head for every pair of learning rate
+    and weight decay is trained at once, in one batch of matrix products. They are tried on a part
+    of the training set; the best on its held-out rest trains the final head on all of it, which
+    is tested after its last epoch.
 
     Args:
         stages: names of stages, "final" being the backbone's output, or "all": every stage and
