@@ -415,7 +415,7 @@ def coloured(count=4, side=16, seed=0):
 
 
 def test_grey_images_count_nothing():
-    method = made().eval()
+    method = made(grey=5.0).eval()
     batch = coloured()
     both = dict(batch)
     both["views"] = [batch["views"][0].repeat(2, 1, 1, 1)]

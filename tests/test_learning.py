@@ -28,7 +28,10 @@ SOURCE = {  # what a method starts from, and the key that names it
 EARLY = {"rotation", "jigsaw", "relative_position"}  # answers not about classes, that early
 EARLY |= {"diverse_colorization"}
 CHANCE |= {"cpc": 1 / 1152, "cpc_v2": 1 / 1152}  # patches of a batch
-CHANCE |= {"relative_position": 1 / 8, "deepcluster": 1 / 50, "distillation": 1 / 10}
+CHANCE |= {"relative_position": 1 / 6, "deepcluster": 1 / 50, "distillation": 1 / 10}
+# Held-out answers far above chance: these had 0.50, 0.50 and 0.52.
+LEAST = {"rotation": 0.4, "jigsaw": 0.25, "relative_position": 0.4}
+LEAST |= {"cpc": 10 / 1152, "cpc_v2": 10 / 1152}
 OWN = {"clusterfit": ["method.clusters=50"], "deepcluster": ["method.clusters=50"]}
 
 
@@ -82,7 +85,11 @@ def test_learns(trained, method):
         side = "held_out" if method in PRETEXT else "train"
         accuracy = last_epoch(out, f"{side}/accuracy")
         print(f"{method}: accuracy {accuracy:.3f}, by chance {CHANCE[method]:.3f}")
-        assert accuracy > 1.5 * CHANCE[method]
+        assert accuracy > LEAST.get(method, 1.5 * CHANCE[method])
+    if method == "multitask":
+        accuracy = last_epoch(out, "held_out/relative_position/accuracy")
+        print(f"{method}: relative position {accuracy:.3f}, by chance {1 / 6:.3f}")
+        assert accuracy > 0.25
     if method == "diverse_colorization":  # several fields an image are worth more than one colour
         best, mean = (last_epoch(out, f"held_out/error_of_{x}") for x in ("best_8", "mean"))
         print(f"{method}: error of the best of 8 {best:.2f}, of the mean colour {mean:.2f}")

@@ -349,7 +349,7 @@ def chosen(compose, tmp_path):
     ("names", "more"),
     [
         (ON_RESNETS, ()),
-        (["mae", "rotation", "jigsaw", "cpc"], ["backbone=vit_narrow_small_image"]),
+        (["mae", *ON_RESNETS], ["backbone=vit_narrow_small_image"]),
     ],
     ids=["resnet", "vit"],
 )

@@ -268,7 +268,7 @@ def test_the_proximal_term_is_added_before_the_memory_moves(tiny):
 
 
 def batch_free(tiny):
-    method, *rest = tiny("npid")
+    method, *rest = tiny("npid", "method.proximal=0")
     return method.loss(batch_of(method, *rest))
 
 

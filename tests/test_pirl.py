@@ -93,9 +93,8 @@ def test_the_loss_is_equation_5_by_hand():
 def test_lambda_0_is_npid_bit_for_bit(form, k, tiles):
     method = pirl(lambd=0.0, nce=form, negatives=k, reappear=True, tiles=tiles)
     torch.manual_seed(0)
-    npid = NPID(
-        Flat(), nn.Identity(), None, dim=D, nce=form, negatives=k, temperature=0.3, reappear=True
-    )
+    alike = {"dim": D, "nce": form, "negatives": k, "temperature": 0.3, "reappear": True}
+    npid = NPID(Flat(), nn.Identity(), None, **alike, proximal=0.0)
     npid.prepare(N, 0)
     npid = npid.double()
     npid.backbone.load_state_dict(method.backbone.state_dict())
@@ -131,7 +130,10 @@ def test_lambda_1_is_the_transformed_branch_alone(form):
 def test_g_hears_the_order_by_its_last_layer_only():
     method, (_, tiles) = pirl(), one()["views"]
     turned = tiles[:, [2, 0, 3, 1]]
-    g = method.transformed
+
+    def g(tiles):
+        return method.g(method.g_tile(method.backbone(method.parts(tiles))).view(len(tiles), -1))
+
     with torch.no_grad():
         assert (g(tiles) - g(turned)).abs().max() > 0.01
         last = method.g[0]
@@ -140,15 +142,14 @@ def test_g_hears_the_order_by_its_last_layer_only():
 
 
 def test_patch_i_of_image_b_is_row_t_b_plus_i():
-    method, (_, tiles) = pirl(), one()["views"]
-    shapes = []
+    method, batch = pirl(), one()
+    tiles, shapes = batch["views"][1], []
     method.g.register_forward_hook(lambda module, given, out: shapes.append(given[0].shape))
-    out = method.transformed(tiles)
-    (rows,) = method.backbone.inputs
+    method.loss(batch)
+    _, rows = method.backbone.inputs
     assert rows.shape == (12 * T, 3, 2, 2)
     assert all(torch.equal(rows[T * b + i], tiles[b, i]) for b in range(12) for i in range(T))
     assert shapes == [(12, T * D)]
-    assert out.shape == (12, D)
 
 
 def test_the_bank_follows_the_untransformed_image_alone():
@@ -344,6 +345,16 @@ def test_the_image_branch_trains_on_its_own_batch_statistics(tiny):
     method.backbone.register_forward_hook(lambda m, given, out: sizes.append(given[0].shape[0]))
     method.loss(batch)
     assert sizes == [16, 16 * method.tiles]
+
+
+def test_an_image_and_its_rotation_may_share_a_forward():
+    inputs, losses = [], []
+    for joint in (True, False):
+        method = pirl(tiles=0, joint=joint)
+        losses.append(sum(method.loss(one(0)).values()))  # this trunk has no batch norm
+        inputs.append([len(x) for x in method.backbone.inputs])
+    assert inputs == [[24], [12, 12]]
+    torch.testing.assert_close(*losses)
 
 
 # Two and three processes against one.

@@ -17,8 +17,8 @@ them apart, half the probability on each of two.
 
 Where the paper and the official code (richzhang/colorization) differ: the loss is a mean over
 places instead of a sum; the code scales logits by 2.606 = 1 / 0.3837 (temperature=0.3837), and
-its PyTorch version decodes with temperature=1, in duller colours. Images without a colour above
-|ab| = 5 count nothing, as in the code (grey=5). The code weighs the gradient alone, and to weigh
+its PyTorch version decodes with temperature=1, in duller colours. There images without a colour
+above |ab| = 5 count nothing (grey=5). The code weighs the gradient alone, and to weigh
 each place's loss by a constant has the same gradient.
 
 The trunk takes L / 100 in three channels, normalised as every image; the head is small.
@@ -74,7 +74,7 @@ class Colorization(Method):
         prior: str | None = None,
         temperature: float = 0.38,
         stride: int = 4,
-        grey: float | None = 5.0,
+        grey: float | None = None,
         width: int = 256,
         stages: Sequence[str] | None = None,
     ) -> None:

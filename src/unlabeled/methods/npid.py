@@ -16,7 +16,7 @@ Paper and official code (zhirongw/lemniscate.pytorch): the paper adds lambda |v_
 keeps an image's embedding near its last one (lambda = 30), and starts from random unit memories:
 both, and the numbers of equations, from memory. The code has no such term, starts from memories
 uniform in a cube, of norms near 1, and draws negatives for each image (per_image), here for each
-batch. The published recipe and numbers are the code's, so `proximal` is 0; the paper's is 30.
+batch. The published numbers are the code's, whose settings are `experiment=imagenet/npid`.
 
 Invariants: equal scores with P = 1 / n give log(K + 1) + K log(1 + 1 / K); an update bisects
 memory and embedding at momentum 0.5; only rows of the batch move; V = 0 gives log n at K = 0.
@@ -88,7 +88,7 @@ class NPID(Method):
         nce: Literal["binary", "softmax"] = "binary",
         reappear: bool = True,
         per_image: bool = False,
-        proximal: float = 0.0,
+        proximal: float = 30.0,
         init: Literal["unit", "uniform"] = "unit",
     ) -> None:
         super().__init__(backbone, augment, optim)

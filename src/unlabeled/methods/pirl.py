@@ -35,6 +35,7 @@ from unlabeled.parts.memory import MemoryBank
 from unlabeled.parts.mlp import mlp
 from unlabeled.parts.nce import MemoryNCE, unit_rows
 from unlabeled.parts.sharded_bank import ShardedBank
+from unlabeled.parts.views import embed
 
 TRANSFORMED, ORIGINAL = 0, 1
 
@@ -52,8 +53,7 @@ class PIRL(Method):
             a young network's embeddings, which short runs need.
         dim: D, width of the embedding.
         tiles: T of a Jigsaw branch; 0 for an image branch (rotation).
-        negatives: K; 0 for nce=softmax over all images.
-        temperature: t.
+        negatives: K; 0 for nce=softmax over all images. `temperature` is t.
         lambd: weight of the transformed branch.
         momentum: of the memory bank.
         bank: makes it, see `memory_bank`.
@@ -61,6 +61,7 @@ class PIRL(Method):
         reappear: an image's own memory may be among its negatives, as in the official code.
         shared_negatives: both branches have the same negatives; VISSL draws them anew.
         per_image: each image draws its own, as in the official code; see `MemoryNCE`.
+        joint: branches of one size (rotation) in one forward, with common batch statistics.
     """
 
     revisits = True
@@ -84,12 +85,14 @@ class PIRL(Method):
         reappear: bool = False,
         shared_negatives: bool = False,
         per_image: bool = False,
+        joint: bool = False,
     ) -> None:
         super().__init__(backbone, augment, optim)
         if not 0 <= lambd <= 1 or tiles < 0:
             raise ValueError(f"lambd must lie in [0, 1], tiles be 0 or more: {lambd=}, {tiles=}")
         self.dim, self.tiles, self.momentum, self.bank = dim, tiles, momentum, bank
-        self.lambd, self.shared_negatives = lambd, shared_negatives
+        self.lambd, self.joint = lambd, joint
+        self.others = "negatives" if shared_negatives else "transformed negatives"
         widths = [self.feature_dim, *([] if hidden is None else [hidden]), dim]
         last = norm != "none"
         self.f = mlp(*widths, norm=norm, last_norm=last)
@@ -110,20 +113,18 @@ class PIRL(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         (image, changed), index = batch["views"], batch["index"]
-        h = self.backbone(image)
+        h, parts = embed(self.backbone, (image, self.parts(changed)), joint=self.joint)
         v = unit_rows(self.f(h))  # B D
-        vt = unit_rows(self.transformed(changed))  # B D
+        vt = unit_rows(self.g(self.g_tile(parts).view(len(v), -1)))  # B D
         self.watch(features=h, embeddings=v)
-        other = "negatives" if self.shared_negatives else "transformed negatives"
         drawn = partial(self.draws, rows=len(v)) if self.nce.per_image else self.shared_draws
         original = self.nce(v, self.memory, index, drawn("negatives"), ORIGINAL)
-        transformed = self.nce(vt, self.memory, index, drawn(other), TRANSFORMED)
+        transformed = self.nce(vt, self.memory, index, drawn(self.others), TRANSFORMED)
         self.memory.update(index, v.detach())
         return {"transformed": self.lambd * transformed, "original": (1 - self.lambd) * original}
 
-    def transformed(self, other: Tensor) -> Tensor:
-        """g of tiles (B, T, 3, h, w), in the order they come in, or of images (B, 3, H, W)."""
+    def parts(self, other: Tensor) -> Tensor:
+        """What the trunk sees of tiles (B, T, 3, h, w), as rows, or of images (B, 3, H, W)."""
         if (other.shape[1] if other.ndim == 5 else 0) != self.tiles:
             raise ValueError(f"method.tiles={self.tiles} for views of shape {tuple(other.shape)}")
-        parts = other.flatten(0, 1) if self.tiles else other
-        return self.g(self.g_tile(self.backbone(parts)).view(len(other), -1))
+        return other.flatten(0, 1) if self.tiles else other

@@ -7,7 +7,7 @@ Chen, Kornblith, Norouzi and Hinton, ICML 2020. https://arxiv.org/abs/2002.05709
     L           = mean of l over both orders of the N positive pairs
 
 Negatives come from the global batch, with gradients. The official code reports the sum of the
-two orders, 2 L; its learning rates are for that, so `scale` is 2 in the paper's recipe. It also
+two orders, 2 L, and its learning rate is for that (`scale` is 2 in experiment=imagenet). It also
 feeds images in [0, 1] without mean and deviation: backbone=unit. The paper says neither.
 Lectures keep k = i in the sum (`include_self`), and name a hinge on norms (`norm_hinge`), which
 acts on embeddings before they are normalised.
