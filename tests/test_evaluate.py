@@ -358,6 +358,8 @@ def test_grids_are_the_papers():
     shapes = Shapes(maps, dim=2048, pooled=True)
     grids = {r.stage: r.grid for r in linear._requests(shapes)}
     assert grids == {"conv1": 12, "res2": 6, "res3": 4, "res4": 3, "res5": 2, "final": 1}
+    windows = [r.window for r in Linear(pooling="published")._requests(shapes)]
+    assert windows == [(10, 10, 4), (16, 8, 0), (13, 5, 0), (8, 3, 0), (6, 1, 0), ()]
     assert Linear(max_features=2048)._requests(shapes)[-1] == Request("res5", 1)  # final is this
     assert Linear(stages=["res4"]).requests(shapes) == {Request("res4", 3)}
     assert linear.requests(Shapes({}, dim=7, pooled=False)) == {FINAL}
@@ -672,6 +674,7 @@ def test_scores_are_written_beside_older_ones(tmp_path):
         (lambda: Linear(lrs=[0.1, -1]), "-1"),
         (lambda: Linear(stages="res5"), "'res5'"),
         (lambda: Linear(schedule="line"), "'line'"),
+        (lambda: Linear(pooling="max"), "'max'"),
         (lambda: FeatureStore(Path(), dtype="float64"), "float64"),
         (lambda: KNN(stage="res9").requests(Shapes({}, 3, False)), "res9"),
     ],

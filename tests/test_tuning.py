@@ -17,7 +17,8 @@ from unlabeled.evaluate.few_labels import labelled
 from unlabeled.evaluate.finetune import FineTune
 from unlabeled.evaluate.pixel_heads import standardised
 from unlabeled.evaluate.pixels import Pixels
-from unlabeled.evaluate.store import images
+from unlabeled.evaluate.pooling import PUBLISHED
+from unlabeled.evaluate.store import images, shapes_of
 from unlabeled.evaluate.suite import evaluate
 from unlabeled.evaluate.tuning import Schedule, fit, optimizer
 
@@ -240,6 +241,23 @@ def test_augmented_heads_do_not_depend_on_company():
     assert few.scores == {"one/top1": together.scores["one/top1"]}
 
 
+def test_augmented_heads_read_published_windows(monkeypatch):
+    """Net's first stage is none of ResNet-50's: here it is one, under windows of 5 by 3."""
+    torch.manual_seed(0)
+    net, data = Net(), Labelled(noise=60)
+    shape = shapes_of(net, data, "cpu").maps["one"]
+    monkeypatch.setitem(PUBLISHED, shape, (5, 3, 0))
+    heads = augmented(pooling="published", stages=["one"])
+    given = heads.tune(subject(net, data)).details["one/top1"]["hyperparameters"]
+    grid = (shape[1] - 5) // 3 + 1
+    assert given["grid"] == grid < shape[1]
+    assert "windows of 5, stride 3" in given["pooling"]
+    x = torch.rand(2, 3, *shape[1:])
+    found = heads._features(net.eval(), x)["one"]
+    assert torch.equal(found, F.avg_pool2d(net.stages(x)["one"], 5, 3))
+    assert found.shape == (2, shape[0], grid, grid)
+
+
 def test_unknown_stages_are_named():
     with pytest.raises(ValueError, match=r"no stages \['res9'\]; it has \['one', 'two', 'final'\]"):
         augmented(stages=["res9"]).tune(subject(Net()))
@@ -262,6 +280,7 @@ def test_unknown_stages_are_named():
         (augmented, {"optimizer": "adamw"}),
         (augmented, {"norm": "sync"}),
         (augmented, {"max_features": 0}),
+        (augmented, {"pooling": "max"}),
     ],
 )
 def test_bad_settings_are_named(make, bad):

@@ -1,7 +1,6 @@
 """Linear classifiers on a frozen backbone whose training images are cropped at random."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.draws import seed_of
+from unlabeled.evaluate import pooling as pools
 from unlabeled.evaluate.accuracy import label_rank, tops
-from unlabeled.evaluate.contract import Data, Result, Subject
+from unlabeled.evaluate.contract import FINAL, Data, Result, Subject
+from unlabeled.evaluate.forward import pooled
 from unlabeled.evaluate.frozen import frozen, same_everywhere
 from unlabeled.evaluate.heads import Setting
+from unlabeled.evaluate.pooling import Pooling
 from unlabeled.evaluate.store import shapes_of
 from unlabeled.evaluate.tuning import Decode, Schedule, fit, optimizer, predictions
 
@@ -41,6 +43,7 @@ class LinearAugmented:
         schedule: "cosine" to zero, or "step": times `gamma` at `milestones`.
         milestones: shares of the training at which a step schedule drops.
         gamma: factor of a drop.
+        pooling: "adaptive" cells or "published" windows: see `Linear`.
         max_features: of a stage, after pooling.
         bf16: compute the trunk in bfloat16 where autocast does.
         data: another data module than the run's.
@@ -66,6 +69,7 @@ class LinearAugmented:
         schedule: Literal["cosine", "step"] = "step",
         milestones: Sequence[float] = (8 / 28, 16 / 28, 24 / 28),
         gamma: float = 0.1,
+        pooling: Pooling = "adaptive",
         max_features: int = 9216,
         bf16: bool = False,
         data: Data | None = None,
@@ -84,8 +88,7 @@ class LinearAugmented:
             raise ValueError(f"optimizer must be sgd or lars, got {optimizer!r}")
         if norm not in ("batch", "none"):
             raise ValueError(f"norm must be batch or none, got {norm!r}")
-        if max_features < 1:
-            raise ValueError(f"max_features must be at least 1, got {max_features}")
+        pools.checked("all", pooling, max_features)
         self.decode, self.data = decode, data
         self.stages = stages if isinstance(stages, str) else tuple(stages)
         pairs = itertools.product(lrs, weight_decays)
@@ -93,6 +96,7 @@ class LinearAugmented:
         self.schedule = Schedule(epochs, batch_size, schedule, tuple(milestones), gamma)
         self.optimizer, self.momentum, self.nesterov = optimizer, momentum, nesterov
         self.norm, self.max_features, self.bf16 = norm, max_features, bf16
+        self.pooling: Pooling = pooling
 
     def tune(self, subject: Subject) -> Result:
         """Trains heads on the subject, which stays as it is, and scores them."""
@@ -135,12 +139,12 @@ class LinearAugmented:
     def _heads(self, subject: Subject, classes: int) -> dict[str, nn.ModuleList]:
         """For every stage one classifier per setting, all starting from the same weights."""
         shapes = shapes_of(subject.backbone, subject.data, subject.device)
-        self.grids = {
-            name: max(1, min(h, w, math.isqrt(self.max_features // c)))
-            for name, (c, h, w) in shapes.maps.items()
+        self.cells = {
+            name: pools.cells(name, shape, self.pooling, self.max_features)
+            for name, shape in shapes.maps.items()
         }
-        sizes = {name: shapes.maps[name][0] * g * g for name, g in self.grids.items()}
-        if not (shapes.pooled and list(self.grids.values())[-1] == 1):
+        sizes = {name: shapes.maps[name][0] * r.grid**2 for name, r in self.cells.items()}
+        if not (shapes.pooled and list(self.cells.values())[-1].grid == 1):
             sizes["final"] = shapes.dim
         if self.stages != "all" and "pixels" not in shapes.maps:
             known = {**sizes, "final": shapes.dim}
@@ -149,7 +153,7 @@ class LinearAugmented:
             sizes = {name: known[name] for name in self.stages}
         heads: dict[str, nn.ModuleList] = {}
         for name, size in sizes.items():
-            channels = shapes.maps[name][0] if name in self.grids else size
+            channels = shapes.maps[name][0] if name in self.cells else size
             generator = torch.Generator().manual_seed(seed_of(subject.seed, "head", name))
             weight = 0.01 * torch.randn(classes, size, generator=generator)
             heads[name] = nn.ModuleList(
@@ -159,11 +163,8 @@ class LinearAugmented:
 
     def _features(self, backbone: nn.Module, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            maps: dict[str, Tensor] = backbone.stages(x) if self.grids else {}  # type: ignore
-            found = {
-                name: F.adaptive_avg_pool2d(maps[name].float(), grid)
-                for name, grid in self.grids.items()
-            }
+            maps: dict[str, Tensor] = backbone.stages(x) if self.cells else {}  # type: ignore
+            found = {name: pooled(maps[name].float(), r) for name, r in self.cells.items()}
             return {**found, "final": backbone(x).float()[:, :, None, None]}
 
     def _loss(
@@ -216,7 +217,8 @@ class LinearAugmented:
                 "nesterov": self.nesterov,
                 "norm": self.norm,
                 "schedule": schedule.kind,
-                "grid": self.grids.get(stage, 1),
+                "grid": (cells := self.cells.get(stage, FINAL)).grid,
+                "pooling": pools.said(cells),
             },
             "selection": "learning rate and weight decay with the best top-1 on the held-out "
             "split of the training set, tested as trained without it"

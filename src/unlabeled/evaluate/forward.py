@@ -74,7 +74,7 @@ def features_of(
     if len(requests) < len(asked) and (heard := _heard(backbone, batch, device)) is not None:
         maps = {**maps, SOUND: heard}
     return {
-        r: final if r == FINAL and final is not None else _pooled(maps[r.stage].float(), r)
+        r: final if r == FINAL and final is not None else pooled(maps[r.stage].float(), r)
         for r in asked
     }
 
@@ -100,7 +100,8 @@ def _overheard(backbone: nn.Module, x: Tensor, maps: dict[str, Tensor]) -> Itera
         del backbone.stages  # the class's own again
 
 
-def _pooled(maps: Tensor, request: Request) -> Tensor:
+def pooled(maps: Tensor, request: Request) -> Tensor:
+    """A stage's maps (B, channels, h, w) as a request has them (B, channels, grid, grid)."""
     if request.window:
         side, stride, padding = request.window
         return F.avg_pool2d(maps, side, stride, padding)

@@ -2,13 +2,13 @@
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from unlabeled.evaluate import pooling as pools
 from unlabeled.evaluate.accuracy import tops
 from unlabeled.evaluate.contract import FINAL, Data, Features, Request, Result, Shapes
 from unlabeled.evaluate.forward import SOUND
@@ -20,6 +20,7 @@ from unlabeled.evaluate.heads import (
     side_by_side,
     train,
 )
+from unlabeled.evaluate.pooling import Pooling
 from unlabeled.optim import cosine
 
 
@@ -48,7 +49,9 @@ class Linear:
         schedule: "cosine" to zero, or "step": times `gamma` at `milestones`.
         milestones: shares of the training at which a step schedule drops.
         gamma: factor of a drop.
-        max_features: of a stage, after pooling.
+        pooling: "adaptive" cells, or "published": the windows of the paper, which overlap, where a
+            map is one of ResNet-50's at 224 pixels.
+        max_features: of a stage, after pooling, where there is no published window.
         data: another data module than the run's.
     """
 
@@ -69,6 +72,7 @@ class Linear:
         schedule: Literal["cosine", "step"] = "cosine",
         milestones: Sequence[float] = (8 / 28, 16 / 28, 24 / 28),
         gamma: float = 0.1,
+        pooling: Pooling = "adaptive",
         max_features: int = 9216,
         data: Data | None = None,
     ) -> None:
@@ -91,6 +95,7 @@ class Linear:
             raise ValueError(f"optimizer must be sgd or lars, got {optimizer!r}")
         if norm not in ("batch", "none"):
             raise ValueError(f"norm must be batch or none, got {norm!r}")
+        pools.checked("all", pooling, max_features)
         if schedule not in ("cosine", "step"):
             raise ValueError(f"schedule must be cosine or step, got {schedule!r}")
         if any(not 0 <= m <= 1 for m in milestones):
@@ -102,13 +107,17 @@ class Linear:
         self.epochs, self.batch_size, self.momentum = epochs, batch_size, momentum
         self.schedule, self.milestones, self.gamma = schedule, tuple(milestones), gamma
         self.nesterov, self.optimizer, self.norm = nesterov, optimizer, norm
+        self.pooling: Pooling = pooling
         self.max_features, self.data = max_features, data
 
     def requests(self, shapes: Shapes) -> set[Request]:
         return set(self._requests(shapes))
 
     def _requests(self, shapes: Shapes) -> list[Request]:
-        every = [Request(name, self.grid(*shape)) for name, shape in shapes.maps.items()]
+        every = [
+            pools.cells(name, shape, self.pooling, self.max_features)
+            for name, shape in shapes.maps.items()
+        ]
         if not (shapes.pooled and every[-1].grid == 1):
             every.append(FINAL)
         if self.stages == "all" or "pixels" in shapes.maps:  # a baseline has its own stage
@@ -117,10 +126,6 @@ class Linear:
         if unknown := [name for name in self.stages if name not in known]:
             raise ValueError(f"the backbone has no stages {unknown}; it has {list(known)}")
         return [known[name] for name in self.stages]
-
-    def grid(self, channels: int, height: int, width: int) -> int:
-        """The side of the finest grid that keeps at most `max_features` numbers."""
-        return max(1, min(height, width, math.isqrt(self.max_features // channels)))
 
     def factor(self, share: float) -> float:
         """The learning rate at a share of training, as a share of its peak."""
@@ -199,6 +204,7 @@ class Linear:
                 "norm": self.norm,
                 "schedule": self.schedule,
                 "grid": request.grid,
+                "pooling": pools.said(request),
                 "features": features.splits["train"][request][0].numel(),
             },
             "selection": "learning rate and weight decay with the best top-1 on the held-out "

@@ -50,9 +50,7 @@ def pooled(shapes: Shapes, stages: Stages, pooling: Pooling, max_features: int) 
     Raises:
         ValueError: the backbone has no such stage.
     """
-    every = {
-        name: _request(name, shape, pooling, max_features) for name, shape in shapes.maps.items()
-    }
+    every = {name: cells(name, shape, pooling, max_features) for name, shape in shapes.maps.items()}
     if not shapes.pooled or not every:
         every["final"] = FINAL
     if "pixels" in shapes.maps:  # the baseline has its own stage
@@ -75,9 +73,8 @@ def said(request: Request) -> str:
     return f"average over {request.grid} x {request.grid} cells"
 
 
-def _request(
-    name: str, shape: tuple[int, int, int], pooling: Pooling, max_features: int
-) -> Request:
+def cells(name: str, shape: tuple[int, int, int], pooling: Pooling, max_features: int) -> Request:
+    """The features of one stage with maps (channels, height, width): see `pooled`."""
     channels, height, width = shape
     if pooling == "published" and (window := PUBLISHED.get(shape)):
         side, stride, padding = window
