@@ -157,15 +157,20 @@ def test_local_members_run_at_once_and_in_processes_of_their_own(app, tmp_path):
 def test_optuna_maximises_and_goes_on(app, tmp_path):
     pytest.importorskip("optuna")
     lines = ["hydra/sweeper=optuna", "objective=knn/top1", "x=range(0,8)", "kind=right"]
-    code, _, err = app(*lines, "hydra.sweeper.n_trials=4")
+    code, out, err = app(*lines, "hydra.sweeper.n_trials=4")
     assert code == 0, err
+    assert out.count("warning: objective=knn/top1 is of the data's test images") == 1
+    assert "data=cifar10_held_out" in out
     best = max(float(row["knn/top1"]) for row in rows(tmp_path / "sweep").values())
     results = (tmp_path / "sweep/optimization_results.yaml").read_text()
     assert f"best_value: {best}" in results
     before = {i: starts(tmp_path / "sweep", i) for i in rows(tmp_path / "sweep")}
     assert set(before.values()) == {1}
-    code, _, err = app(*lines, "hydra.sweeper.n_trials=6")
+    held_out = "+data.layout={_target_: unlabeled.data.layouts.HeldOut, layout: {_target_: %s}}"
+    held_out %= "unlabeled.data.layouts.CIFAR10"
+    code, out, err = app(*lines, "hydra.sweeper.n_trials=6", held_out)
     assert code == 0, err
+    assert "test images" not in out
     after = {i: starts(tmp_path / "sweep", i) for i in rows(tmp_path / "sweep")}
     assert set(after.values()) == {1}
     assert before.keys() <= after.keys()

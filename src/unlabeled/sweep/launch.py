@@ -16,6 +16,9 @@ from unlabeled.sweep.members import Member
 from unlabeled.sweep.settings import Settings, read
 
 NUMBERED = "${hydra:job.num}"
+UNSEEN = """warning: objective={objective} is of the data's test images, and Optuna chooses \
+settings by it: it is no test score then. With data=cifar10_held_out, or a layout inside \
+unlabeled.data.layouts.HeldOut, training images stand for them"""
 
 _failed: dict[Path, list[Member]] = {}  # sweep -> members that this process saw fail
 
@@ -45,6 +48,8 @@ def launch(
     objective = OmegaConf.select(config, "objective")
     _check(config, objective, needed=optuna)
     sweep = Path(str(config.hydra.sweep.dir)).absolute()
+    if optuna and sweep not in _failed and not _held_out(config, str(objective)):  # once
+        say(UNSEEN.format(objective=objective))
     raw = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     numbered = raw["subdir"] == NUMBERED  # type: ignore[index,call-overload]
     with open_dict(config):
@@ -125,6 +130,14 @@ def _check(config: DictConfig, objective: str | None, *, needed: bool) -> None:
         near = nearest(first, names)
         hint = f"did you mean {near}/...?" if near else f"this sweep runs evals={names}"
         raise InputError(f"objective={objective}: no evaluation is called {first!r}; {hint}")
+
+
+def _held_out(config: DictConfig, objective: str) -> bool:
+    """Whether the data behind a score have training images stand for their test images."""
+    own = OmegaConf.select(config, f"evals.{objective.split('/')[0]}.data")
+    node = OmegaConf.select(config, "data") if own is None else own
+    layout = OmegaConf.select(node, "layout._target_") if OmegaConf.is_config(node) else None
+    return str(layout).endswith("HeldOut")
 
 
 def _spelt(line: str) -> str:
