@@ -43,7 +43,7 @@ def answers(method: Any, data: Any, rounds: int) -> Tensor:
             views = method.augmented(batch, turn * len(parts) + part)["views"]
             with torch.inference_mode():
                 seen.append(method.backbone(views[0]))
-                heard.append(method.sound(views[1]))
+                heard.append(method.listen(views[1]))
         v, a = torch.cat(seen), torch.cat(heard)
         own = torch.cat(video)
         start = torch.arange(count) - 1 - turn % (count - 1)  # every other recording in turn

@@ -1,11 +1,16 @@
 """scripts/correspondence.py: which pairs are asked about, and how answers are counted."""
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import AVE_NET, SHORT
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 SCRIPT = Path(__file__).parents[1] / "scripts/correspondence.py"
 COUNT = 5
@@ -44,7 +49,7 @@ def method(answer):
         same = torch.tensor([bool(answer(i, j)) for i, j in pairs])
         return torch.stack([~same, same], 1).float()
 
-    views = SimpleNamespace(backbone=lambda x: x, sound=lambda x: x, logits=logits)
+    views = SimpleNamespace(backbone=lambda x: x, listen=lambda x: x, logits=logits)
     views.augmented = lambda batch, key: {"views": [batch["index"], batch["index"]]}
     return views
 
@@ -73,3 +78,21 @@ def test_who_always_says_the_same_is_right_in_half_of_the_pairs(script):
 def test_one_recording_has_no_other(script):
     with pytest.raises(ValueError, match="needs two, and there are 1"):
         script.answers(method(lambda i, j: True), Data(1), rounds=1)
+
+
+def test_a_run_whose_backbone_hears_is_asked(script, compose, tmp_path, monkeypatch, capsys):
+    """`method.sound=null`, as AVE-Net's."""
+    shared = [*SHORT, "data.layout.train=16", f"data.root={tmp_path}", "data.workers=0"]
+    config = compose("experiment=scenes/ave_net", *AVE_NET, *shared, "data.batch_size=16")
+    run = tmp_path / "run"
+    for folder in (".hydra", "checkpoints"):
+        (run / folder).mkdir(parents=True)
+    OmegaConf.save(config, run / ".hydra/config.yaml")
+    state = instantiate(config.method).state_dict()
+    torch.save({"state_dict": state}, run / "checkpoints/last.ckpt")
+    monkeypatch.setattr(sys, "argv", ["correspondence.py", str(run), "--pairs", "50"])
+    script.main()
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pairs"], found["recordings"]) == (64, 16)  # whole rounds of two pairs each
+    both = found["own_sound"] + found["another's"]
+    assert found["correspondence"] == pytest.approx(both / 2, abs=0.011)
