@@ -172,6 +172,8 @@ def _run(job: _Job, arguments: Namespace) -> int:
         if not starts:  # `--cfg` shows any config that composes, and needs no targets
             _check(arguments, targets=False)
         raise InputError(str(error)) from error
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = error if isinstance(error, OSError) else error.__cause__  # of its log file
         if job.began or not isinstance(reason, OSError):
