@@ -5,6 +5,7 @@ Most run the command line in this process, which spares the imports of another.
 
 import contextlib
 import csv
+import fcntl
 import io
 import json
 import shutil
@@ -408,6 +409,37 @@ def test_a_folder_refuses_the_config_of_another_run(tmp_path):
     assert "seed" in says
     assert "resume=none" in says
     assert (tmp_path / "status.json").read_text() == before
+
+
+def test_what_another_run_left_without_a_checkpoint_is_not_replaced(tmp_path):
+    scored, curves = tmp_path / "scored", tmp_path / "curves"
+    lines = [*TINY, "evals=none", "trainer.max_steps=2"]
+    none = ["method=none", "trainer=cpu", "backbone.width=16", "data.limit=64", "evals=health"]
+    assert unlabeled(*none, "baselines=false", f"hydra.run.dir={scored}") == (0, "")
+    before = (scored / "scores.json").read_text()
+    code, says = unlabeled(*lines, f"hydra.run.dir={scored}")
+    assert code == 2
+    assert f"{scored} holds another run, which differs in" in says
+    assert (scored / "scores.json").read_text() == before
+
+    assert unlabeled(*lines, f"hydra.run.dir={curves}") == (0, "")
+    shutil.rmtree(curves / "checkpoints")  # as if killed before the first
+    before = (curves / "metrics.csv").read_text()
+    code, says = unlabeled(*lines, "seed=7", f"hydra.run.dir={curves}")
+    assert code == 2
+    assert "which differs in data.seed, seed:" in says
+    assert (curves / "metrics.csv").read_text() == before
+    assert unlabeled(*lines, f"hydra.run.dir={curves}") == (0, "")
+
+
+def test_a_second_sweep_in_a_folder_is_refused_for_what_it_is(tmp_path):
+    (tmp_path / ".members").mkdir()
+    with (tmp_path / ".members/lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, says = unlabeled("-m", *TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    assert code == 2
+    assert "another sweep runs in this folder" in says
+    assert "cannot write" not in says
 
 
 def test_a_run_begun_anew_in_its_folder_is_evaluated_anew(tmp_path):

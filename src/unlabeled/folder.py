@@ -20,7 +20,7 @@ from torch import nn
 from unlabeled import checkpoints
 from unlabeled.disk import replace
 from unlabeled.errors import InputError
-from unlabeled.identity import differing, digest, identity, protocol, refusal
+from unlabeled.identity import differing, digest, holds_results, identity, protocol, refusal
 from unlabeled.lock import HeldError, Lock
 from unlabeled.provenance import commit, now, versions
 from unlabeled.redact import hidden
@@ -67,7 +67,7 @@ class Folder:
         self.before = self._read("status.json") if goes_on else {}
         self.identity = identity(plain(self.cfg))
         self._newest = self._newest_good() if goes_on else None
-        if not self.cfg.method:  # nothing but scores to mix up
+        if not self.cfg.method or (self._newest is None and holds_results(self.path)):
             self._refuse_another_run(self.before.get("identity"))
         if not (self.cfg.method or goes_on):
             self._forget_scores()

@@ -112,6 +112,14 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return sorted(found - FREE - ({SKIPS} if SKIPS in now else set()))
 
 
+def holds_results(folder: Path) -> bool:
+    """Whether scores or curves lie in a folder, which another run there would replace."""
+    curves = folder / "metrics.csv"
+    if (folder / "scores.json").exists():
+        return True
+    return curves.exists() and curves.read_bytes().count(b"\n") > 1
+
+
 def refusal(folder: Path, keys: Sequence[str]) -> str:
     """Why a run with other values of these keys cannot go on in a folder, and what to do."""
     longer = (
