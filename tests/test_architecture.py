@@ -59,7 +59,7 @@ MAY_IMPORT = {
         "redact",
         "slurm",
     },
-    "sweep": {"annotations", "config", "errors", "slurm", "report"},
+    "sweep": {"annotations", "config", "errors", "redact", "slurm", "report"},
     "train": {
         "checkpoints",
         "cli",

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from unlabeled.errors import InputError
 from unlabeled.report import sweep as table
-from unlabeled.sweep import array, local, members
+from unlabeled.sweep import array, gpus, members
 from unlabeled.sweep.settings import Settings, minutes, read
 
 APP = """
@@ -346,12 +346,12 @@ def test_what_slurm_is_asked_for():
 
 def test_gpus_are_shared_out(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
-    gpus = local.visible()
-    assert gpus == ["3", "5", "6", "7"]
-    assert [local.share(gpus, slot, 2) for slot in range(2)] == [["3", "5"], ["6", "7"]]
-    assert [local.share(gpus, slot, 1) for slot in (0, 3, 4)] == [["3"], ["7"], ["3"]]
+    found = gpus.visible()
+    assert found == ["3", "5", "6", "7"]
+    assert [gpus.share(found, slot, 2) for slot in range(2)] == [["3", "5"], ["6", "7"]]
+    assert [gpus.share(found, slot, 1) for slot in (0, 3, 4)] == [["3"], ["7"], ["3"]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert local.visible() == []
+    assert gpus.visible() == []
 
 
 def test_without_slurm_the_launcher_says_so(app, monkeypatch, tmp_path):

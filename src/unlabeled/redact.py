@@ -11,7 +11,8 @@ NAMES = re.compile(r"(api_?key|passw|secret|token|credential)", re.IGNORECASE)
 SHORTEST = 8  # characters of a value of the environment that is looked for in texts
 HIDDEN = "(hidden)"
 GIVEN = re.compile(  # WANDB_API_KEY=..., logger.wandb.api_key=..., also among other words
-    r"([\w.]*(?:api_?key|passw\w*|secret|access_token|auth_token)\w*\s*[=:]\s*)[^\s,\]}'\"]+",
+    r"([\w.]*(?:api_?key|passw\w*|secret|access_token|auth_token)\w*\s*[=:]\s*['\"]?)"
+    r"(?!null\b)[^\s,\]}'\"]+",
     re.IGNORECASE,
 )
 T = TypeVar("T")

@@ -8,6 +8,8 @@ from conftest import ROOT
 from test_checkpoints import RUN
 from test_runs import status, unlabeled
 
+from unlabeled.redact import hidden
+
 KEY = "0123456789abcdef0123456789abcdef01234567"
 FILES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
 NEVER = {  # call -> what it would do with input from outside
@@ -30,6 +32,33 @@ def test_a_key_is_nowhere_in_a_runs_folder(tmp_path, monkeypatch, capfd):
         assert KEY.encode() not in path.read_bytes(), path
     assert KEY not in "".join(capfd.readouterr())
     assert "WANDB_API_KEY=(hidden)" in status(out)["command"]
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    ["serial", pytest.param("local", marks=pytest.mark.slow)],  # a process each
+)
+def test_a_key_is_nowhere_in_a_sweeps_folder(tmp_path, capfd, launcher):
+    lines = ["method=none", "evals=none", "trainer=cpu", "backbone.width=8", "data.limit=64"]
+    lines += [f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}", "seed=0,-1"]
+    given = f"export WANDB_API_KEY={KEY}"
+    lines += [f"+hydra.job.env_set.WANDB_API_KEY={KEY}", f"launcher.setup=['{given}','{given} a']"]
+    code, says = unlabeled("-m", *lines)
+    assert code == 2  # the second member's seed
+    files = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    there = {"multirun.yaml", "sweep.csv", "sweep.md", "sweep.html", "0.json", "status.json"}
+    assert there <= files.keys()
+    assert not [name for name, content in files.items() if KEY.encode() in content]
+    assert KEY not in says + "".join(capfd.readouterr())
+    assert b"WANDB_API_KEY=(hidden)" in files["multirun.yaml"]
+    code, says = unlabeled("-m", *lines)  # members are known by what is left of their overrides
+    assert code == 2
+    assert len(list((tmp_path / ".members").glob("*.json"))) == 2
+
+
+def test_a_key_in_quotes_is_hidden():
+    said = f"logger.wandb.api_key='{KEY}' api_key: \"{KEY}\" secret=null"
+    assert hidden(said) == "logger.wandb.api_key='(hidden)' api_key: \"(hidden)\" secret=null"
 
 
 def test_a_key_in_an_error_is_not_kept(tmp_path, monkeypatch):

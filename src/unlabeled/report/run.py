@@ -59,7 +59,9 @@ def read(folder: Path) -> Run:
     kept = _yaml(hydra.read_text(encoding="utf-8") if hydra.exists() else "")
     hydra_node = kept.get("hydra", {})
     choices = hydra_node.get("runtime", {}).get("choices", {})
+    sweep = Path(hydra_node.get("sweep", {}).get("dir") or "?")
     swept = hydra_node.get("mode") == "MULTIRUN"
+    swept |= sweep.resolve() in folder.resolve().parents and (sweep / ".members").is_dir()
     return Run(
         folder=folder,
         config=_yaml(text),
@@ -73,7 +75,7 @@ def read(folder: Path) -> Run:
         embedding=_arrays(folder / "figures/embedding.npz"),
         samples=_arrays(folder / "figures/samples.npz"),
         figures=_figures(folder / "figures"),
-        sweep=Path(hydra_node["sweep"]["dir"]) if swept else None,
+        sweep=sweep if swept else None,
     )
 
 

@@ -148,7 +148,7 @@ def _submit(launcher: Any, sweep: Path, new: list[Member], settings: Settings) -
     try:
         executor.update_parameters(**parameters(settings))
         with executor.batch():
-            jobs = [executor.submit(call, m.number, more[m.number]) for m in new]
+            jobs = [executor.submit(call, m.number, m.overrides, more[m.number]) for m in new]
         return {m.number: job.job_id for m, job in zip(new, jobs, strict=True)}
     except (FailedJobError, NameError) as error:  # sbatch's refusal; an option nobody knows
         lines = [line for line in str(error).splitlines() if line.strip()]

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from unlabeled.annotations import nearest
 from unlabeled.errors import InputError
+from unlabeled.redact import hidden
 from unlabeled.report import sweep as table
 from unlabeled.sweep import members
 from unlabeled.sweep.members import Member
@@ -61,6 +62,7 @@ def launch(
     todo = list({m.number: m for m in planned if m.state != "finished"}.values())
     done = len({m.number for m in planned}) - len(todo)
     table.write(sweep)
+    _hide(sweep / "multirun.yaml")
     kept = f", {done} finished before" if done else ""
     say(f"sweep of {len(todo)} runs{kept}: {sweep / 'sweep.html'}")
     try:
@@ -112,7 +114,13 @@ def told(sweep: Path, member: Member, left: int) -> None:
 
 def say(text: str) -> None:
     """A line of the sweep's, beside those of its members."""
-    print(f"unlabeled: {text}", file=sys.stdout, flush=True)
+    print(f"unlabeled: {hidden(text)}", file=sys.stdout, flush=True)
+
+
+def _hide(path: Path) -> None:
+    """Takes secrets out of a file that Hydra wrote."""
+    if path.exists() and (text := path.read_text(encoding="utf-8")) != hidden(text):
+        path.write_text(hidden(text), encoding="utf-8")
 
 
 def _check(config: DictConfig, objective: str | None, *, needed: bool) -> None:

@@ -8,20 +8,21 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import cloudpickle
 from hydra.core.singleton import Singleton
 
-from unlabeled.sweep import members
+from unlabeled.sweep import command, members
+from unlabeled.sweep.gpus import VISIBLE, share, visible
 from unlabeled.sweep.launch import told
 from unlabeled.sweep.members import Member
 from unlabeled.sweep.run import threads
 from unlabeled.sweep.settings import Settings
 
 POLL_SECONDS = 0.1
-CONTINUES = "CUDA_VISIBLE_DEVICES"
 
 
 def run_local(launcher: Any, sweep: Path, todo: list[Member], settings: Settings) -> None:
@@ -35,7 +36,7 @@ def run_local(launcher: Any, sweep: Path, todo: list[Member], settings: Settings
         while waiting or running:
             while waiting and free:
                 slot, member = free.pop(0), waiting.pop(0)
-                mine = {CONTINUES: ",".join(share(gpus, slot, per))} if gpus else {}
+                mine = {VISIBLE: ",".join(share(gpus, slot, per))} if gpus else {}
                 running[slot] = member, _start(launcher, sweep, member, {**extra, **mine})
             for slot, (member, process) in list(running.items()):
                 if process.poll() is None:
@@ -51,17 +52,15 @@ def run_local(launcher: Any, sweep: Path, todo: list[Member], settings: Settings
             _ended(sweep, member, process.returncode, stopped=True)
 
 
-def visible() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if (named := os.environ.get(CONTINUES)) is not None:
-        return [name for name in named.split(",") if name]
-    found = (p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
-    return sorted((n for n in found if n.isdecimal()), key=int)
-
-
-def share(gpus: list[str], slot: int, per: int) -> list[str]:
-    """The GPUs of a slot: `per` neighbours; slots share where there are more of them than GPUs."""
-    return [gpus[(slot * per + i) % len(gpus)] for i in range(min(per, len(gpus)))]
+def run_aside(launcher: Any, sweep: Path, member: Member) -> Member:
+    """Runs one member in a process of its own, which says what it says where this one does."""
+    process = _start(launcher, sweep, member, {}, aloud=True)
+    try:
+        return _ended(sweep, member, process.wait())
+    finally:
+        if process.poll() is None:
+            _stop(process)
+            _ended(sweep, member, process.returncode, stopped=True)
 
 
 def tail(path: Path) -> str:
@@ -75,7 +74,7 @@ def tail(path: Path) -> str:
 
 
 def _start(
-    launcher: Any, sweep: Path, member: Member, more: dict[str, str]
+    launcher: Any, sweep: Path, member: Member, more: dict[str, str], *, aloud: bool = False
 ) -> "subprocess.Popen[bytes]":
     what = {
         "context": launcher.hydra_context,
@@ -83,14 +82,16 @@ def _start(
         "task": launcher.task_function,
         "sweep": sweep,
         "number": member.number,
+        "overrides": member.overrides,
+        "program": command.program(),
     }
     log: IO[bytes] = members.log_path(sweep, member.number).open("ab")
     with log:
         process = subprocess.Popen(
             [sys.executable, "-m", "unlabeled.sweep.worker"],
             stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
+            stdout=None if aloud else log,
+            stderr=None if aloud else subprocess.STDOUT,
             env={**os.environ, **more},
         )
     # The pipe stays open: its end tells the worker that this process is gone.
@@ -117,7 +118,10 @@ def _ended(sweep: Path, member: Member, code: int | None, *, stopped: bool = Fal
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
+    """Ends a worker, and what it started: it does when its input ends."""
+    assert process.stdin is not None
+    with suppress(OSError):
+        process.stdin.close()
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:

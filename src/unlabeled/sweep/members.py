@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.errors import InputError
+from unlabeled.redact import hidden
 
 RECORDS = ".members"  # in the sweep's folder: NUMBER.json and what members say, NUMBER.log
 FREE = ("launcher", "debug", "resume", "objective", "logger", "data.workers", "data.root")
@@ -82,12 +83,13 @@ def load(sweep: Path, number: int) -> Member:
 
 
 def save(sweep: Path, member: Member, **changes: Any) -> Member:
-    """Writes a member's file, with changes, in one piece; returns the changed member."""
+    """Writes a changed member's file, without secrets, in one piece; returns the member."""
     member = replace(member, **changes)
     path = _path(sweep, member.number)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(asdict(member), indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(hidden(asdict(member)), indent=2) + "\n"
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
     return member
 
@@ -122,19 +124,20 @@ def plan(
     number = max(taken, default=-1) + 1
     planned = []
     for job in jobs:
-        member = known.get(key(job))
+        kept = hidden(list(job))  # what may stand in files
+        member = known.get(key(kept))
         if member is None:
             folder = str(number) if numbered else ""
-            member = Member(number, list(job), folder, objective=objective)
+            member = Member(number, kept, folder, objective=objective)
             number += 1
         elif member.state == "finished" or _finished_by_hand(sweep, member):
             member = replace(member, state="finished", reason=None, objective=objective)
         else:
             fresh = {"state": "queued", "reason": None} if member.state in ENDED else {}
-            member = replace(member, overrides=list(job), objective=objective, **fresh)
+            member = replace(member, overrides=kept, objective=objective, **fresh)
         if known.get(member.key) != member:  # else a job that runs may write it just now
             known[member.key] = save(sweep, member)
-        planned.append(member)
+        planned.append(replace(member, overrides=list(job)))
     return planned
 
 

@@ -12,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from unlabeled import slurm
 from unlabeled.errors import InputError
 from unlabeled.report import sweep as table
-from unlabeled.sweep import members
+from unlabeled.sweep import command, members
 from unlabeled.sweep.members import Member
+
+STATES = {0: "finished", 130: "interrupted"}  # by the code of a member's command
 
 
 def run(
@@ -23,8 +25,10 @@ def run(
     task: Callable[[DictConfig], Any],
     sweep: Path,
     number: int,
+    overrides: Sequence[str],
     more: Sequence[str] = (),
     job: str | None = None,
+    program: Sequence[str] = (),
 ) -> Member:
     """Runs a member to its end, and keeps its record and the sweep's table.
 
@@ -34,8 +38,10 @@ def run(
         task: gets the member's config.
         sweep: the sweep's folder.
         number: the member's.
+        overrides: the member's, whose record has them without secrets.
         more: overrides that the launcher adds to the member's own.
         job: SLURM's number of it.
+        program: what starts a run, for a member of several processes; empty: they are started.
 
     Returns:
         The member as it ended. What is no `Exception` goes on to the caller, noted.
@@ -55,13 +61,18 @@ def run(
 
     slurm.watch.on_leave = note
     try:
-        single = context.config_loader.load_sweep_config(config, [*member.overrides, *more])
+        single = context.config_loader.load_sweep_config(config, [*overrides, *more])
         with open_dict(single):
             single.hydra.job.num = number
             single.hydra.job.id = job or str(number)
         folder = _folder(sweep, single)
         if writes:
             _claim(sweep, member, folder)
+        if program and command.several(single):
+            own = {"sweep": sweep, "folder": folder, "number": number}
+            code, said = command.call(command.line(program, config, overrides, **own))
+            slurm.watch.on_leave = None
+            return note(STATES.get(code, "failed"), *_reason(code, said))
         done = run_job(
             hydra_context=context,
             task_function=task,
@@ -81,6 +92,10 @@ def run(
         return note("finished", None)
     error = done._return_value
     return note("failed", _told(error), _code(error))
+
+
+def _reason(code: int, said: str) -> tuple[str | None, int]:
+    return (command.why(code, said), 2 if code == 2 else 1) if code else (None, 0)
 
 
 def _folder(sweep: Path, single: DictConfig) -> str:

@@ -20,7 +20,9 @@ class Submitted(SlurmLauncher):
     def __init__(self, *, sweep: str, requeues: int) -> None:
         super().__init__(sweep=sweep, requeues=requeues)
 
-    def __call__(self, number: int, more: list[str]) -> None:  # type: ignore[override]
+    def __call__(  # type: ignore[override]
+        self, number: int, overrides: list[str], more: list[str]
+    ) -> None:
         """Runs a member, once in each process of its job.
 
         Raises:
@@ -39,6 +41,7 @@ class Submitted(SlurmLauncher):
                 task=self.task_function,  # type: ignore[arg-type]
                 sweep=sweep,
                 number=number,
+                overrides=overrides,
                 more=more,
                 job=slurm.number(),
             )

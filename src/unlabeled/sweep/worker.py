@@ -29,6 +29,8 @@ def main() -> None:
 
 def _watch(given: object) -> None:
     given.read()  # type: ignore[attr-defined]  (nothing comes but the end)
+    if command := sys.modules.get("unlabeled.sweep.command"):
+        command.stop()
     os._exit(1)
 
 
