@@ -16,7 +16,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled import slurm
+from unlabeled import group, slurm
 from unlabeled.cli import building, hydra_files, launch
 
 if TYPE_CHECKING:
@@ -180,8 +180,8 @@ def _evaluate(
     (backbone, random), first = trunks, trainer.is_global_zero
     used: list[Any] = []  # data
     if todo:
-        if first:
-            forget(folder.path, [*todo])
+        group.meet(trainer)
+        forget(folder.path, [*todo] if first else [])
         for turn, some in enumerate(in_turn(todo, data)):
             if first and turn and all(map(trains_long, some.values())):
                 print(TAKES_LONG.format(name=next(iter(some)), path=folder.path), flush=True)
