@@ -98,6 +98,19 @@ def decoders() -> tuple[dict[str, Callable[[bytes], object]], dict[str, str]]:
     }
     absent = {}
     try:
+        import simplejpeg
+
+        def scaled(data: bytes, factor: int) -> object:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            return simplejpeg.decode_jpeg(
+                data, min_height=height // factor, min_width=width // factor, min_factor=factor
+            )
+
+        ways["simplejpeg at half the size"] = lambda data: scaled(data, 2)
+        ways["simplejpeg at a quarter"] = lambda data: scaled(data, 4)
+    except ImportError as error:
+        absent["simplejpeg"] = str(error)
+    try:
         from torchvision.io import ImageReadMode, decode_jpeg
 
         ways["torchvision.io"] = lambda data: decode_jpeg(

@@ -155,7 +155,8 @@ def workers(root: Path, rounds: int) -> list[Row]:
             per_round(rates[some], rates[0]),
             ours=text[some],
             other=text[0],
-            note=f"64 images with the workers' start, in wall time; median of {rounds} rounds",
+            note=f"64 images with the workers' start, in wall time ({text[1]} with one); "
+            f"median of {rounds} rounds",
             curve=[(n, 1 / statistics.median(values)) for n, values in rates.items()],
         )
     ]

@@ -23,7 +23,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ class Plan(NamedTuple):
 
 
 PLANS: dict[str, Plan] = {}  # what forked workers find
+WRITTEN = multiprocessing.get_context("fork").Value("q", 0)  # images, by all of them
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         "--layout", choices=["folder", "imagenet", "voc07", "voc12"], default="folder"
     )
     made.add_argument("--list", help="a text file of paths, one a line, instead of the folder")
-    made.add_argument("--per-shard", type=int, default=10_000, help="images of a shard")
+    made.add_argument("--per-shard", type=int, help="images of a shard; default: 10 000, or fewer")
     made.add_argument("--max-side", type=int, help="shrink images whose longer side is longer")
     made.add_argument("--quality", type=int, default=92, help="of JPEGs that are written")
     made.add_argument("--keep-order", action="store_true", help="do not shuffle the images")
@@ -132,12 +133,18 @@ def read_splits(given: argparse.Namespace) -> dict[str, Files]:
     return layout(given.source, 0)  # type: ignore[return-value]
 
 
+def images_of_a_shard(count: int) -> int:
+    """10 000, or fewer where that leaves workers without a shard; the same on every machine."""
+    return min(10_000, max(250, -(-count // 16)))
+
+
 def plan(side: str, split: Files, given: argparse.Namespace) -> Plan:
     """What is to be written of a split."""
     order = (
         np.arange(len(split)) if given.keep_order else shuffled(len(split), given.seed, "shards")
     )
-    settings = (given.per_shard, given.max_side, given.quality, given.check)
+    per_shard = given.per_shard or images_of_a_shard(len(split))
+    settings = (per_shard, given.max_side, given.quality, given.check)
     h = hashlib.blake2b(split.identity().encode(), digest_size=16)
     h.update(np.asarray(order).astype("<i8").tobytes() + repr(settings).encode())
     return Plan(given.out / side, split, np.asarray(order), *settings, h.hexdigest())
@@ -172,6 +179,7 @@ def write_all(workers: int) -> dict[tuple[str, int], dict[str, Any]]:
     todo = [(side, n) for side, each in PLANS.items() for n in range(each.shards)]
     done = {key: stats for key in todo if (stats := finished(PLANS[key[0]], key[1])) is not None}
     todo = [key for key in todo if key not in done]
+    there, WRITTEN.value = sum(len(members(PLANS[side], n)) for side, n in done), 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     fork = multiprocessing.get_context("fork")  # the plans are not sent, they are there
     with ProcessPoolExecutor(min(workers, max(1, len(todo))), mp_context=fork) as pool:
@@ -180,11 +188,12 @@ def write_all(workers: int) -> dict[tuple[str, int], dict[str, Any]]:
             with Progress(*columns, TimeRemainingColumn()) as progress:
                 total = sum(len(each.split) for each in PLANS.values())
                 bar = progress.add_task("images", total=total)
-                progress.advance(bar, sum(len(members(PLANS[side], n)) for side, n in done))
-                for future in as_completed(written):
-                    side, n = written[future]
-                    done[side, n] = future.result()
-                    progress.advance(bar, len(members(PLANS[side], n)))
+                waiting = set(written)
+                while waiting:
+                    ended, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                    progress.update(bar, completed=there + WRITTEN.value)
+                    done |= {written[future]: future.result() for future in ended}
+                progress.update(bar, completed=there + WRITTEN.value)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what is finished stays
             raise
@@ -211,6 +220,8 @@ def write(side: str, number: int) -> dict[str, Any]:
                     archive.addfile(info, io.BytesIO(data))
             except UnreadableError as error:
                 failed[plan.split.name(i)] = str(error)
+            with WRITTEN.get_lock():
+                WRITTEN.value += 1
     with open(partial, "rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())

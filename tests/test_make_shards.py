@@ -72,10 +72,18 @@ def members(out, side="train"):
     return found
 
 
+@pytest.mark.parametrize(
+    ("images", "each"), [(28, 250), (5_011, 314), (160_000, 10_000), (1_281_167, 10_000)]
+)
+def test_few_images_make_shards_for_all_workers(script, images, each):
+    assert script.images_of_a_shard(images) == each
+
+
 def test_every_file_is_there_once_unchanged_with_its_label(script, photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert script.main([str(photos), str(out), "--per-shard", "5", "--workers", "2"]) == 0
     assert "28 images in 7 shards" in capsys.readouterr().out
+    assert script.WRITTEN.value == 28  # what moves the bar, image by image
     for side, count in (("train", 22), ("val", 6)):
         where = "test" if side == "val" else side
         found = members(out, where)
