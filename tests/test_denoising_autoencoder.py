@@ -369,7 +369,7 @@ def test_the_loss_is_of_the_last_map_alone_against_the_clean_image(tiny, distanc
 
 
 def test_without_noise_the_loss_is_an_autoencoders(tiny):
-    method, *rest = tiny("denoising_autoencoder", "method.augment.corruption.sigma=0")
+    method, *rest = tiny("denoising_autoencoder", "method.augment.corruption.p=0")
     batch = batch_of(method, *rest)
     method.note = lambda *args: None  # there is no trainer
     method.eval()

@@ -758,7 +758,7 @@ class Tunes:
         self.seen.append(before)
         value = float(before[0].abs().sum())
         own = {"protocol": "test", "stage": "final", "hyperparameters": {}, "selection": "none"}
-        return Result({"size": value}, {"size": own | {"n": 1, "ci95": None}}, {})
+        return Result({"size": value}, {"size": own | {"n": 1, "ci95": [value] * 2}}, {})
 
 
 def test_an_evaluation_that_trains_gets_a_copy_and_its_baseline(tmp_path):
