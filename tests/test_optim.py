@@ -57,6 +57,30 @@ def test_biases_and_norms_are_left_out_of_decay():
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(module.parameters()))
 
 
+def test_biases_may_decay_where_norms_do_not():
+    optimizer, _, module = build(lr=0.1, weight_decay=1e-3, decay_all=False, decay_biases=True)
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert [decays[id(p)] for p in module[0].parameters()] == [1e-3, 1e-3]
+    assert [decays[id(p)] for p in module[1].parameters()] == [0, 0]
+
+
+def test_decay_may_differ_by_part():
+    optim = {"lr": 0.1, "weight_decay": 1e-3, "decay_factors": {"0": 5.0, "1.bias": 0.0}}
+    optimizer, _, module = build(**optim, decay_all=True, weight_decay_end=2e-3, steps=10)
+
+    def decays():
+        found = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+        return [found[id(p)] for p in module.parameters()]
+
+    assert decays() == [5e-3, 5e-3, 1e-3, 0]
+    optimizer.step()
+    assert decays() == [5e-3, 5e-3, 1e-3, 0]  # the first of ten: still at the start
+    with pytest.raises(ValueError, match=r"'nowhere'.*trained are \['0', '1'\]"):
+        build(lr=0.1, decay_factors={"nowhere": 2.0})
+    with pytest.raises(ValueError, match=r"must not be negative, got \{'0': -1"):
+        build(lr=0.1, decay_factors={"0": -1.0})
+
+
 def test_a_constant_part_keeps_its_rate():
     module = nn.ModuleDict({"a": nn.Linear(2, 2), "predictor": nn.Linear(2, 2)})
     optim = Optim(lambda g: torch.optim.SGD(g, lr=1), lr=0.1, constant=["predictor"])

@@ -1,7 +1,7 @@
 """Optimizers, schedules and the scaling of learning rates."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -24,6 +24,8 @@ class Optim:
             (DINO); None: it stays.
         decay_all: decay biases and norm layers too; else they are left out of weight decay and
             of LARS's adaptation.
+        decay_biases: without `decay_all`, decay biases all the same, but no norm layer (VISSL).
+        decay_factors: submodule -> what its weight decay is multiplied by.
         norm_bias_lr: another learning rate for biases and norm layers (Barlow Twins).
         schedule: "cosine" (to `final`), "step" (times `gamma` at `milestones`) or "constant".
         warmup: share of training over which lr rises linearly from `warmup_start` * lr.
@@ -46,6 +48,8 @@ class Optim:
         weight_decay: float = 0.0,
         weight_decay_end: float | None = None,
         decay_all: bool = True,
+        decay_biases: bool = False,
+        decay_factors: Mapping[str, float] | None = None,
         norm_bias_lr: float | None = None,
         schedule: Literal["cosine", "step", "constant"] = "cosine",
         warmup: float = 0.0,
@@ -72,6 +76,9 @@ class Optim:
         for name, decay in (("weight_decay", weight_decay), ("weight_decay_end", weight_decay_end)):
             if decay is not None and decay < 0:
                 raise ValueError(f"{name} must not be negative, got {decay}")
+        self.decay_factors = dict(decay_factors or {})
+        if low := {name: f for name, f in self.decay_factors.items() if f < 0}:
+            raise ValueError(f"decay_factors must not be negative, got {low}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is a share of the training, in [0, 1), got {warmup}")
         if schedule not in ("cosine", "step", "constant"):
@@ -82,6 +89,7 @@ class Optim:
             raise ValueError(f"milestones are shares of the training, got {list(milestones)}")
         self.optimizer, self.lr, self.scaling = optimizer, lr, scaling
         self.reference_batch, self.decay_all = reference_batch, decay_all
+        self.decay_biases = decay_biases
         self.weight_decay, self.weight_decay_end = weight_decay, weight_decay_end
         self.norm_bias_lr, self.schedule, self.warmup = norm_bias_lr, schedule, warmup
         self.warmup_start, self.final, self.milestones = warmup_start, final, tuple(milestones)
@@ -101,15 +109,15 @@ class Optim:
         """
         ratio = batch_size / self.reference_batch
         scale = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[self.scaling]
-        groups, factors = [], []
-        for (small, fixed), params in self._split(module).items():
+        groups, factors, shares = [], [], []
+        for (small, spared, fixed, share), params in self._split(module).items():
             lr = self.norm_bias_lr if small and self.norm_bias_lr is not None else self.lr
-            spared = small and not self.decay_all
+            shares.append(0.0 if spared else share)
             groups.append(
                 {
                     "params": params,
                     "lr": lr * scale,
-                    "weight_decay": 0.0 if spared else self.weight_decay,
+                    "weight_decay": self.weight_decay * shares[-1],
                     "adapt": not spared,
                 }
             )
@@ -119,25 +127,41 @@ class Optim:
         optimizer = self.optimizer(groups)
         schedule = LambdaLR(optimizer, factors)
         if self.weight_decay_end is not None:
-            optimizer.register_step_pre_hook(self._mover(schedule, steps, self.weight_decay_end))
+            mover = self._mover(schedule, steps, self.weight_decay_end, shares)
+            optimizer.register_step_pre_hook(mover)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _mover(self, schedule: LambdaLR, steps: int, end: float) -> Callable[..., None]:
+    def _mover(
+        self, schedule: LambdaLR, steps: int, end: float, shares: Sequence[float]
+    ) -> Callable[..., None]:
         def move(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             # A function of what checkpoints hold, as the hook itself is not saved.
             decay = cosine(self.weight_decay, end, schedule.last_epoch / steps)
-            for group in optimizer.param_groups:
-                group["weight_decay"] = decay if group["adapt"] else 0.0
+            for group, share in zip(optimizer.param_groups, shares, strict=True):
+                group["weight_decay"] = decay * share
 
         return move
 
-    def _split(self, module: nn.Module) -> dict[tuple[bool, bool], list[nn.Parameter]]:
-        """Trained parameters by (bias or norm, constant learning rate), in a fixed order."""
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, p in module.named_parameters():
-            if p.requires_grad:
-                fixed = any(name == c or name.startswith(c + ".") for c in self.constant)
-                groups.setdefault((p.ndim <= 1, fixed), []).append(p)
+    def _split(self, module: nn.Module) -> dict[tuple[bool, bool, bool, float], list[nn.Parameter]]:
+        """Trained parameters in a fixed order, by what becomes of them.
+
+        By (bias or norm, without decay, constant learning rate, factor of the decay).
+
+        Raises:
+            ValueError: a part that `decay_factors` names is not there.
+        """
+        biases = {id(p) for m in module.modules() if (p := _bias(m)) is not None}
+        groups: dict[tuple[bool, bool, bool, float], list[nn.Parameter]] = {}
+        names = [name for name, p in module.named_parameters() if p.requires_grad]
+        if lost := [part for part in self.decay_factors if not any(_in(n, part) for n in names)]:
+            parts = sorted({name.split(".")[0] for name in names})
+            raise ValueError(f"decay_factors names {lost}, but what is trained are {parts}")
+        for name in names:
+            p = module.get_parameter(name)
+            small, fixed = p.ndim <= 1, any(_in(name, part) for part in self.constant)
+            kept = self.decay_all or not small or (self.decay_biases and id(p) in biases)
+            share = math.prod(f for part, f in self.decay_factors.items() if _in(name, part))
+            groups.setdefault((small, not kept, fixed, float(share)), []).append(p)
         return groups
 
     def _factor_of_step(
@@ -165,3 +189,16 @@ class Optim:
 def cosine(start: float, end: float, share: float) -> float:
     """From start to end along half a cosine, at a share of the way from 0 to 1."""
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, max(0.0, share)))) / 2
+
+
+def _in(name: str, part: str) -> bool:
+    """Whether a parameter's name lies in a submodule's."""
+    return name == part or name.startswith(part + ".")
+
+
+def _bias(module: nn.Module) -> nn.Parameter | None:
+    """A layer's bias, unless the layer is a norm (whose weights are as many)."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter) and weight.ndim > 1:
+        return bias
+    return None
