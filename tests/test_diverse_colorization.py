@@ -116,12 +116,12 @@ def test_principal_distance_is_its_formula_and_divides_by_variances():
             rest -= (d @ p) * p
         total += rest @ rest / variances[-1]
     found = principal_distance(a, b, axes, variances)
-    assert found.item() == pytest.approx(total.item() / 3 / 8)
+    assert found.item() == pytest.approx(total.item() / 3)
     one = (axes[0] * variances[0].sqrt()).view(1, 2, 2, 2)
     two = (axes[2] * variances[2].sqrt()).view(1, 2, 2, 2)
     for step in (one, two):  # a deviation along any axis costs the same
         found = principal_distance(a + step, a, axes, variances)
-        assert found.item() == pytest.approx(1 / 8, rel=1e-4)
+        assert found.item() == pytest.approx(1, rel=1e-4)
 
 
 def test_the_noise_of_the_official_code_is_cut():
@@ -186,6 +186,9 @@ def test_the_weight_of_kl_rises_with_training():
         1e-3 * gradient_distance(field, truth).item()
     )
     assert set(at(1.0)) == {"reconstruction", "gradient", "kl", "principal"}
+    mean = ColorVAE(size=8, dim=3, width=8, principal=2, principal_reduction="mean").double()
+    terms = mean.terms(field, truth, torch.ones(2, 8, 8).double(), mu, log_var, 1.0)
+    assert (terms["principal"] * 128).item() == pytest.approx(at(1.0)["principal"].item())
     plain = ColorVAE(size=8, dim=3, width=8, principal=0).double()
     terms = plain.terms(field, truth, torch.ones(2, 8, 8).double(), mu, log_var, 1.0)
     assert set(terms) == {"reconstruction", "gradient", "kl"}
@@ -401,6 +404,7 @@ def test_images_for_the_axes_come_from_everywhere():
         ({"vae": {"kl": -1.0}}, "kl"),
         ({"vae": {"gradient": -1.0}}, "gradient"),
         ({"vae": {"principal": -1}}, "principal"),
+        ({"vae": {"principal_reduction": "max"}}, "principal_reduction must be mean or sum"),
         ({"vae": {"kl_reduction": "max"}}, "kl_reduction"),
         ({"mixture": {"components": 0}}, "components"),
         ({"mixture": {"sigma": 0.0}}, "sigma"),

@@ -10,8 +10,8 @@ Deshpande, Lu, Yeh, Chong and Forsyth, CVPR 2017. https://arxiv.org/abs/1612.019
     MDN: P(z | G) = sum_{k<=8} pi_k N(z; mu_k, 0.1^2) from the backbone's last map of G
     L_mdn = -log pi_k* + |z - mu_k*|^2 / (2 sigma^2), k* the component with the nearest mean
 
-Colours of G are the decoded means of the likeliest components. L_pc is by pixel sums in the paper,
-here per number of a field; the official code has it in its network without grey skips alone.
+Colours of G are the decoded means of the likeliest components. principal_reduction=mean divides
+L_pc by the numbers of a field; the official code has it in its network without grey skips alone.
 
 Both stages learn at once: z enters L_mdn without gradients, so that the VAE is what it would be
 alone, and the mixture follows it until the learning rate falls to 0. The backbone learns from

@@ -30,6 +30,7 @@ class ColorVAE(nn.Module):
         gradient: weight of the gradients' term.
         principal: how many principal components have a term.
         specific: weight of that term.
+        principal_reduction: over numbers of a field, "sum" or "mean".
         truncated: whether noise is cut at 2 deviations.
         grey_skips: whether the decoder sees maps of the field's light.
         dropout: of the map that gives z's moments, the share left out in training (official
@@ -51,6 +52,7 @@ class ColorVAE(nn.Module):
         gradient: float = 1e-3,
         principal: int = 20,
         specific: float = 0.1,
+        principal_reduction: str = "sum",
         truncated: bool = False,
         grey_skips: bool = False,
         dropout: float = 0.0,
@@ -66,10 +68,13 @@ class ColorVAE(nn.Module):
         for name, value in weights.items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        if kl_reduction not in ("mean", "sum"):
-            raise ValueError(f"kl_reduction must be mean or sum, got {kl_reduction!r}")
+        reductions = {"kl_reduction": kl_reduction, "principal_reduction": principal_reduction}
+        for name, reduction in reductions.items():
+            if reduction not in ("mean", "sum"):
+                raise ValueError(f"{name} must be mean or sum, got {reduction!r}")
         self.dim, self.kl, self.kl_reduction, self.gradient = dim, kl, kl_reduction, gradient
         self.specific, self.truncated = specific, truncated
+        self.principal_reduction = principal_reduction
         self.register_buffer("axes", torch.zeros(principal, 2 * size**2))
         self.register_buffer("variances", torch.full((principal,), FLOOR))
         self.register_buffer("known", torch.tensor(False))  # whether there are axes yet
@@ -144,6 +149,7 @@ class ColorVAE(nn.Module):
         }
         if len(self.axes):
             distance = principal_distance(field, truth, self.axes, self.variances)
+            distance = distance / (1 if self.principal_reduction == "sum" else field[0].numel())
             terms["principal"] = self.specific * distance
         return terms
 
@@ -198,7 +204,7 @@ def gradient_distance(field: Tensor, truth: Tensor) -> Tensor:
 def principal_distance(field: Tensor, truth: Tensor, axes: Tensor, variances: Tensor) -> Tensor:
     """Mean over fields of their squared distance, along every axis in units of its variance.
 
-    sum_k (P_k.(C - C'))^2 / v_k + |rest of C - C'|^2 / v_K, per number of a field.
+    sum_k (P_k.(C - C'))^2 / v_k + |rest of C - C'|^2 / v_K.
 
     Args:
         field: (B, 2, S, S).
@@ -209,7 +215,7 @@ def principal_distance(field: Tensor, truth: Tensor, axes: Tensor, variances: Te
     difference = (field - truth).flatten(1)
     along = (difference @ axes.T).square()  # B K
     rest = difference.square().sum(1) - along.sum(1)
-    return ((along / variances).sum(1) + rest.clamp(min=0) / variances[-1]).mean() / axes.shape[1]
+    return ((along / variances).sum(1) + rest.clamp(min=0) / variances[-1]).mean()
 
 
 def principal_axes(fields: Tensor, count: int) -> tuple[Tensor, Tensor]:
