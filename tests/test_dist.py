@@ -3,6 +3,8 @@
 Shares are equal first, then ragged, as in the last batch of an epoch; one process may hold none.
 """
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unlabeled.dist import (
     SyncBatchNorm,
     all_rows,
+    divide_norms,
     gather,
     mine,
     rank,
@@ -209,6 +212,41 @@ def test_statistics_are_those_of_one_process(processes):
     for found in processes:
         expected = {"mean": bn.running_mean, "var": bn.running_var}
         torch.testing.assert_close(found["equal"]["statistics"], expected)
+
+
+def in_groups():
+    """Batch norm in groups of two, and why groups of three cannot be."""
+    said = ""
+    try:
+        divide_norms(3)
+    except ValueError as error:
+        said = str(error)
+    divide_norms(2)
+    bn, w = SyncBatchNorm(D).double(), normals(5, D, seed=1)
+    copied = copy.deepcopy(bn)  # as momentum encoders and evaluations do
+    x = mine(normals(N, 5))
+    found = {"refused": said, **value_and_gradient(lambda w: bn(x @ w).pow(3).mean(), w)}
+    found["mean"] = bn.running_mean
+    divide_norms(None)
+    copied(x @ w)
+    return {**found, "all": copied.running_mean}
+
+
+def test_norms_may_be_divided_into_groups():
+    x, w = normals(N, 5), normals(5, D, seed=1)
+    halves = [nn.BatchNorm1d(D).double() for _ in range(2)]
+    expected = value_and_gradient(
+        lambda w: sum(
+            bn(h @ w).pow(3).mean() / 2 for bn, h in zip(halves, x.chunk(2), strict=True)
+        ),
+        w,
+    )
+    for process, found in enumerate(on_processes(4, in_groups)):
+        for key in ("value", "gradient"):
+            torch.testing.assert_close(found[key], expected[key], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(found["mean"], halves[process // 2].running_mean)
+        torch.testing.assert_close(found["all"], 0.1 * (x @ w).mean(0))
+        assert found["refused"] == "4 processes cannot be divided into groups of 3"
 
 
 @pytest.mark.parametrize("what", ["losses", "estimates", "memories"])

@@ -266,7 +266,7 @@ def shared():
 
 @pytest.mark.ddp
 @pytest.mark.xdist_group("ddp")
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_shuffled_keys_on_processes_are_those_of_split_batch_norm(world):
     found = on_processes(world, shared)
     rows = torch.arange(N * 2.0).view(N, 2).tolist()

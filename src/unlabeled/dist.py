@@ -1,7 +1,7 @@
 """The only file that talks to other processes. Alone, every function is the identity."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -81,9 +81,16 @@ def mine(x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
     return x.split(list(rows))[rank()]
 
 
-def reduce_sum(x: Tensor) -> Tensor:
-    """The sum of x over processes, with gradients (of the sum of every process's loss)."""
-    return x if world_size() == 1 else _Sum.apply(x.contiguous())  # type: ignore[no-any-return]
+def reduce_sum(x: Tensor, group: Any = None) -> Tensor:
+    """The sum of x over processes, with gradients (of the sum of every process's loss).
+
+    Args:
+        x: of the same shape in every process.
+        group: torch's group of processes to sum over; None: all.
+    """
+    if world_size() == 1:
+        return x
+    return _Sum.apply(x.contiguous(), group)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -165,26 +172,43 @@ class _Gather(torch.autograd.Function):
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
+    def forward(ctx, x: Tensor, group: Any) -> Tensor:
+        ctx.group, x = group, x.clone()
+        dist.all_reduce(x, group=group)
         return x
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad
+        dist.all_reduce(grad, group=ctx.group)
+        return grad, None
+
+
+def divide_norms(size: int | None) -> None:
+    """Lets `SyncBatchNorm` compute over groups of neighbours, from now on; every process calls.
+
+    Args:
+        size: processes of a group; None, or all there are and more: one group.
+
+    Raises:
+        ValueError: groups of this size do not make up all processes.
+    """
+    if size is None or world_size() <= size:
+        SyncBatchNorm.process_group = None
+    elif size < 1 or world_size() % size:
+        raise ValueError(f"{world_size()} processes cannot be divided into groups of {size}")
+    else:
+        SyncBatchNorm.process_group = dist.new_subgroups(size)[0]
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm over the global batch, on CPUs (gloo) too.
+    """Batch norm over the global batch, or over groups of processes, on CPUs (gloo) too.
 
     It is no `nn.SyncBatchNorm`, of which DDP refuses to wrap any on a CPU; on GPUs it computes
     by that one's kernels.
     """
 
-    process_group = None  # all processes
+    process_group: ClassVar[Any] = None  # all; of the class, as groups cannot be copied or saved
 
     def forward(self, input: Tensor) -> Tensor:
         alone = not (dist.is_available() and dist.is_initialized())
@@ -194,11 +218,12 @@ class SyncBatchNorm(_BatchNorm):
             return nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
         dims = [0, *range(2, input.ndim)]
         x = input if input.dtype == torch.float64 else input.float()
-        count = reduce_sum(x.new_tensor([x.numel() / x.shape[1]]))
-        mean = reduce_sum(x.sum(dims)) / count
+        group = self.process_group
+        count = reduce_sum(x.new_tensor([x.numel() / x.shape[1]]), group)
+        mean = reduce_sum(x.sum(dims), group) / count
         shape = [1, -1] + [1] * (input.ndim - 2)
         x = x - mean.view(shape)
-        var = reduce_sum(x.square().sum(dims)) / count
+        var = reduce_sum(x.square().sum(dims), group) / count
         if self.track_running_stats and self.running_mean is not None:
             with torch.no_grad():
                 self.num_batches_tracked += 1  # type: ignore[operator]

@@ -164,6 +164,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         ("trainer.max_steps=9", "trainer.max_steps: choose another hydra.run.dir"),
         ("trainer.max_steps=9", "train longer from where it ended, write resume="),
         ("callbacks=chunks", "callbacks.chunks.rows"),
+        ("callbacks=norm_groups", "callbacks.norm_groups.size"),
     ],
 )
 def test_another_run_is_refused_by_name(copy, line, key):
