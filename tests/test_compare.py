@@ -3,13 +3,11 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from rich.console import Console
+from test_runs import unlabeled
 
 from unlabeled.report import compare, compared, html, plots, terminal
 from unlabeled.report.run import read
@@ -190,22 +188,17 @@ def test_a_supervised_run_has_a_column_where_it_is_named(tmp_path):
     assert "supervised" not in kinds(table)
 
 
-def command(*overrides):
-    line = [sys.executable, "-m", "unlabeled.train", *overrides]
-    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
-def test_the_command_compares_and_refuses(tmp_path):
+def test_the_command_compares_and_refuses(tmp_path, capfd):
     runs = [finished(tmp_path / name, 0.4) for name in "ab"]
     listed = f"compare=[{runs[0]},{runs[1]}]"
     out = f"hydra.run.dir={tmp_path / 'out'}"
-    done = command("method=none", listed, out)
-    assert done.returncode == 0, done.stderr
-    assert "60.0 %" in done.stdout
+    assert unlabeled("method=none", listed, out) == (0, "")
+    assert "60.0 %" in capfd.readouterr().out
     assert (tmp_path / "out/comparison.md").exists()
-    wrong = command(listed, out)
-    assert wrong.returncode == 2
-    assert "write method=none" in wrong.stderr
-    missing = command("method=none", f"baseline.supervised={tmp_path / 'no'}", out, "data.limit=64")
-    assert missing.returncode == 2
-    assert "baseline.supervised=" in missing.stderr
+    code, says = unlabeled(listed, out)
+    assert code == 2
+    assert "write method=none" in says
+    lines = ["method=none", f"baseline.supervised={tmp_path / 'no'}", out, "data.limit=64"]
+    code, says = unlabeled(*lines)
+    assert code == 2
+    assert "baseline.supervised=" in says

@@ -234,7 +234,10 @@ train.main()
 """
 
 
-@pytest.mark.parametrize(("method", "workers"), [("moco_v2", 0), ("byol", 2), ("deepcluster", 0)])
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [pytest.param("moco_v2", 0, marks=pytest.mark.slow), ("byol", 2), ("deepcluster", 0)],
+)
 def test_a_killed_run_goes_on_in_its_folder(folder, tmp_path, method, workers):
     lines = [
         f"experiment=cifar10/{method}",
