@@ -104,17 +104,26 @@ def test_data_modules_of_the_same_images_pass_once(tmp_path, turn):
     assert {name.split("/")[0] for name in scores} == {"one", "two"}
 
 
-def test_short_numbers_are_not_measured_with(tmp_path):
+def test_short_numbers_are_not_measured_with_and_need_no_pass_of_their_own(tmp_path):
     torch.manual_seed(0)
     net, data = Net(), Cut(noise=2, train=120, test=60)
     own = evaluate(looking(), backbone=net, data=data, out=tmp_path / "a", seed=0, pixels=False)
-    store = FeatureStore(tmp_path / "b", dtype="bfloat16")
     evals = {"knn": KNN(k=[1])} | looking()
-    short = evaluate(
-        evals, backbone=net, data=data, out=tmp_path, seed=0, pixels=False, store=store
+    found, seen = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        store, before = FeatureStore(tmp_path / dtype, dtype=dtype), data.scanned
+        found[dtype] = evaluate(
+            evals, backbone=net, data=data, out=tmp_path, seed=0, pixels=False, store=store
+        )
+        seen[dtype] = data.scanned - before
+    assert {name: found["bfloat16"].values[name] for name in own.values} == own.values
+    assert "knn/k1_t0.07/top1" in found["bfloat16"].values
+    assert seen["bfloat16"] == seen["float32"]
+    kept = {path.name for path in (tmp_path / "bfloat16").rglob("*.npy")}
+    assert any(name.endswith("_float32.npy") for name in kept)
+    assert all(
+        path.parent.name.startswith("test_") for path in tmp_path.rglob("bfloat16/*/*_float32.npy")
     )
-    assert {name: short.values[name] for name in own.values} == own.values
-    assert "knn/k1_t0.07/top1" in short.values
 
 
 class Asks:
@@ -217,7 +226,7 @@ def test_a_sweep_extracts_each_backbone_once(tmp_path, source, monkeypatch, fold
     fill = FeatureStore._fill
 
     def counted(self, backbone, data, split, todo, *more):
-        passes.append((type(backbone).__name__, split, {r.stage for r in todo}))
+        passes.append((type(backbone).__name__, split, {r.stage for r, _ in todo}))
         return fill(self, backbone, data, split, todo, *more)
 
     monkeypatch.setattr(FeatureStore, "_fill", counted)

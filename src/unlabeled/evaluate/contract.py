@@ -64,6 +64,16 @@ class Shapes:
         """The request under the one name its features are kept by."""
         return Request(list(self.maps)[-1]) if request == FINAL and self.pooled else request
 
+    def of(self, request: Request) -> tuple[int, int, int]:
+        """(channels, grid, grid) of one image. Raises ValueError if that is finer than the map."""
+        channels, *sides = self.maps.get(request.stage, (self.dim, 1, 1))
+        if request.grid > min(sides) and not request.window:  # padded windows may
+            raise ValueError(
+                f"{request.stage} has maps of {sides[0]} x {sides[1]}; "
+                f"a grid of {request.grid} is finer than that"
+            )
+        return channels, request.grid, request.grid
+
 
 @dataclass(frozen=True)
 class Features:

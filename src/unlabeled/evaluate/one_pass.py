@@ -80,28 +80,35 @@ class Pass:
             for key, own in splits.items()
             if looked & {*own.values()}
         }
-        wanted: dict[str, set[Request]] = {mark: set() for mark in looked}
+        wanted: dict[str, tuple[set[Request], set[Request]]] = {m: (set(), set()) for m in looked}
         for name, evaluation in [*chosen.items(), *asks.items()]:
             key = id(sources[name])
             for split in evaluation.splits:
                 if (mark := splits[key][split]) in wanted:
-                    wanted[mark] |= evaluation.requests(shapes[key])  # type: ignore[attr-defined]
+                    requests = evaluation.requests(shapes[key])  # type: ignore[attr-defined]
+                    wanted[mark][name in asks].update(requests)
         given: dict[int, Features] = {}
         for key in shapes:
             own = {split: wanted[mark] for split, mark in splits[key].items() if mark in wanted}
-            given[key] = self._extracted(every[key], own, shapes[key])
-            self._kept[key] = given[key].splits
+            given[key], exact = self._extracted(every[key], own, shapes[key])
+            also = given[key].splits if self.store.dtype == "float32" else {}
+            self._kept[key] = {s: {**also.get(s, {}), **found} for s, found in exact.items()}
         return {name: given[id(sources[name])] for name in chosen}
 
-    def _extracted(self, data: Any, wanted: Mapping[str, set[Request]], shapes: Shapes) -> Features:
-        """The wanted features of each split."""
-        splits, labels = {}, {}
+    def _extracted(
+        self, data: Any, wanted: Mapping[str, tuple[set[Request], set[Request]]], shapes: Shapes
+    ) -> tuple[Features, Mapping[str, Mapping[Request, Tensor]]]:
+        """The wanted features of each split: the store's, and those that are to be in float32.
+
+        Half the digits do not do for small distances and small singular values.
+        """
+        splits, exact, labels = {}, {}, {}
         for split in sorted(wanted, reverse=True):  # in one order in all processes
-            splits[split] = self.store.extract(
+            splits[split], exact[split] = self.store.extract_with(
                 self.trunk,
                 data,
                 split,
-                wanted[split],
+                *wanted[split],
                 shapes=shapes,
                 device=self.device,
                 progress=self.progress,
@@ -109,7 +116,7 @@ class Pass:
             if (known := data.labels(split)) is not None:
                 labels[split] = known
         most = max((int(y.max()) + 1 for y in labels.values()), default=0)
-        return Features(
+        features = Features(
             splits=splits,
             labels=labels,
             classes=max(len(data.classes), most),
@@ -120,10 +127,10 @@ class Pass:
             progress=self.progress,
             data=data,
         )
+        return features, exact
 
     def subject(self, data: Any) -> Subject:
         """A copy of the backbone, with what the pass over these data left."""
         own = copy.deepcopy(self.trunk).to(self.device)
-        # Half the digits do not do for small distances and small singular values.
-        kept = self._kept.get(id(data), {}) if self.store.dtype == "float32" else {}
+        kept = self._kept.get(id(data), {})
         return Subject(own, data, self.seed, self.device, self.progress, kept)

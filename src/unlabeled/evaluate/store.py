@@ -20,6 +20,7 @@ from unlabeled.evaluate.forward import images as images
 from unlabeled.evaluate.frozen import checksum, frozen, same_everywhere
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Key = tuple[Request, Dtype]
 SPLITS = ("train", "test")
 
 
@@ -58,11 +59,32 @@ class FeatureStore:
     ) -> dict[Request, Tensor]:
         """Features (n, channels, grid, grid) of every request, in the order of `data.scan`.
 
+        Args and errors: see `extract_with`.
+        """
+        return self.extract_with(
+            backbone, data, split, requests, (), shapes=shapes, device=device, progress=progress
+        )[0]
+
+    def extract_with(
+        self,
+        backbone: nn.Module,
+        data: Data,
+        split: str,
+        requests: Iterable[Request],
+        exact: Iterable[Request],
+        *,
+        shapes: Shapes | None = None,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> tuple[dict[Request, Tensor], dict[Request, Tensor]]:
+        """Features (n, channels, grid, grid) of `requests`, and those of `exact` in float32.
+
         Args:
             backbone: moved to `device`; its training flags are left as they were.
             data: the images.
             split: "train" or "test".
             requests: all wanted features; a single pass makes those that are missing.
+            exact: those that half the digits would not do for; the same pass makes them.
             shapes: of this backbone on these data, where the caller knows them.
             device: where the backbone runs.
             progress: called after every batch with a text and images done, of how many.
@@ -75,23 +97,26 @@ class FeatureStore:
         """
         same_everywhere(backbone.to(device))
         shapes = shapes or shapes_of(backbone, data, device)
-        wanted = {request: shapes.resolve(request) for request in requests}
+        short: dict[Request, Key] = {r: (shapes.resolve(r), self.dtype) for r in requests}
+        long: dict[Request, Key] = {r: (shapes.resolve(r), "float32") for r in exact}
         place = self._place(checksum(backbone), data, split)
-        paths = {request: place / self._name(request) for request in sorted(set(wanted.values()))}
+        keys = sorted({*short.values(), *long.values()})
+        paths = {key: place / self._name(*key) for key in keys}
         if _missing(paths, device):
             n, tell = data.size(split), progress or (lambda *_: None)
             with held(place, device, lambda: tell(f"{split} features of another run", 0, n)):
                 todo = _missing(paths, device)
                 if todo:
                     self._fill(backbone, data, split, todo, shapes, device, tell)
-        return {request: self._read(paths[wanted[request]], data, split) for request in wanted}
+        found = {key: self._read(path, key[1], data, split) for key, path in paths.items()}
+        return {r: found[key] for r, key in short.items()}, {r: found[k] for r, k in long.items()}
 
     def find(self, backbone: nn.Module, data: Data, split: str, request: Request) -> Tensor | None:
         """Features that some pass extracted before, else None; a process may ask alone."""
         device = next((p.device for p in backbone.parameters()), "cpu")
         request = shapes_of(backbone, data, device).resolve(request)
-        path = self._place(checksum(backbone), data, split) / self._name(request)
-        return self._read(path, data, split) if path.exists() else None
+        path = self._place(checksum(backbone), data, split) / self._name(request, self.dtype)
+        return self._read(path, self.dtype, data, split) if path.exists() else None
 
     def kept(self, backbone: nn.Module, sources: Iterable[Data]) -> list[Path]:
         """The folders with features of a backbone on these data, those that are there."""
@@ -104,42 +129,42 @@ class FeatureStore:
     def size(self, n: int, requests: Iterable[Request], shapes: Shapes) -> int:
         """Bytes on disk of the features of n images."""
         kept = {shapes.resolve(request) for request in requests}
-        return sum(feature_file.size(self.dtype, (n, *_shape(r, shapes))) for r in kept)
+        return _bytes(n, [(request, self.dtype) for request in kept], shapes)
 
     def _place(self, weights: str, data: Data, split: str) -> Path:
         key = f"{weights} {data.fingerprint(split)}"
         return self.folder / f"{split}_{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}"
 
-    def _name(self, request: Request) -> str:
+    def _name(self, request: Request, dtype: Dtype) -> str:
         pooling = "x".join(map(str, (request.grid, *request.window)))
-        return f"{request.stage}_{pooling}_{self.dtype}.npy"
+        return f"{request.stage}_{pooling}_{dtype}.npy"
 
-    def _read(self, path: Path, data: Data, split: str) -> Tensor:
-        return feature_file.read(path, self.dtype, data.size(split))
+    def _read(self, path: Path, dtype: Dtype, data: Data, split: str) -> Tensor:
+        return feature_file.read(path, dtype, data.size(split))
 
     def _fill(
         self,
         backbone: nn.Module,
         data: Data,
         split: str,
-        todo: Mapping[Request, Path],
+        todo: Mapping[Key, Path],
         shapes: Shapes,
         device: torch.device | str,
         progress: Progress,
     ) -> None:
         """Makes the files of every request, and gives them their names once all are whole."""
-        partial = {r: path.with_name(path.name + ".partial") for r, path in todo.items()}
+        partial = {key: path.with_name(path.name + ".partial") for key, path in todo.items()}
         first = dist.rank() == 0
         try:
             with together(device), self._room(data.size(split), split, todo, shapes):
-                for request, path in partial.items() if first else ():
-                    shape = (data.size(split), *_shape(request, shapes))
-                    feature_file.reserve(path, self.dtype, shape)
+                for (request, dtype), path in partial.items() if first else ():
+                    shape = (data.size(split), *shapes.of(request))
+                    feature_file.reserve(path, dtype, shape)
             with together(device), frozen(backbone):  # all shares written, no backbone changed
                 self._write(backbone, data, split, partial, shapes, device, progress)
             if first:
-                for request, path in todo.items():
-                    partial[request].replace(path)
+                for key, path in todo.items():
+                    partial[key].replace(path)
             dist.barrier()
         except BaseException:  # the room for somebody else; what is killed leaves it to the next
             for path in partial.values() if first else ():
@@ -147,12 +172,12 @@ class FeatureStore:
             raise
 
     @contextlib.contextmanager
-    def _room(self, n: int, split: str, todo: Iterable[Request], shapes: Shapes) -> Iterator[None]:
+    def _room(self, n: int, split: str, todo: Iterable[Key], shapes: Shapes) -> Iterator[None]:
         """Says what there should have been room for."""
         try:
             yield
         except OSError as error:
-            need, free = self.size(n, todo, shapes), shutil.disk_usage(self.folder).free
+            need, free = _bytes(n, todo, shapes), shutil.disk_usage(self.folder).free
             raise OSError(
                 f"cannot keep the features of {n} {split} images in {self.folder}: "
                 f"{error.strerror or error}. They take {need / 2**30:.3g} GiB as {self.dtype}, "
@@ -165,7 +190,7 @@ class FeatureStore:
         backbone: nn.Module,
         data: Data,
         split: str,
-        paths: Mapping[Request, Path],
+        paths: Mapping[Key, Path],
         shapes: Shapes,
         device: torch.device | str,
         progress: Progress,
@@ -173,14 +198,15 @@ class FeatureStore:
         """This process's share of the rows."""
         n = data.size(split)
         start, stop = (n * r // dist.world_size() for r in (dist.rank(), dist.rank() + 1))
-        files = {r: feature_file.Writer(path, self.dtype, start) for r, path in paths.items()}
+        files = {key: feature_file.Writer(path, key[1], start) for key, path in paths.items()}
+        asked = {request for request, _ in files}
         row = start
         for batch in data.scan(split, start, stop, batch_size=self.batch_size):
-            found = features_of(backbone, batch, files, device)
+            found = features_of(backbone, batch, asked, device)
             try:
                 with self._room(n, split, paths, shapes):
-                    for request, features in found.items():
-                        files[request].write(features)
+                    for (request, _), file in files.items():
+                        file.write(found[request])
             except FloatingPointError as error:
                 raise FloatingPointError(f"{error}: did the training diverge?") from error
             row += len(next(iter(found.values())))
@@ -211,19 +237,13 @@ def opened(shared: str | None, own: Path, dtype: Dtype) -> FeatureStore:
     return store
 
 
-def _missing(paths: Mapping[Request, Path], device: torch.device | str) -> dict[Request, Path]:
+def _missing(paths: Mapping[Key, Path], device: torch.device | str) -> dict[Key, Path]:
     """Those without a file, as the first process sees it: file systems may lag behind."""
     there = torch.tensor([path.exists() for path in paths.values()], device=device)
     known = dist.broadcast(there.int()).tolist()
-    return {r: path for (r, path), yes in zip(paths.items(), known, strict=True) if not yes}
+    return {key: path for (key, path), yes in zip(paths.items(), known, strict=True) if not yes}
 
 
-def _shape(request: Request, shapes: Shapes) -> tuple[int, int, int]:
-    """(channels, grid, grid) of one image. Raises ValueError if that is finer than the map."""
-    channels, *sides = shapes.maps.get(request.stage, (shapes.dim, 1, 1))
-    if request.grid > min(sides) and not request.window:  # padded windows may
-        raise ValueError(
-            f"{request.stage} has maps of {sides[0]} x {sides[1]}; "
-            f"a grid of {request.grid} is finer than that"
-        )
-    return channels, request.grid, request.grid
+def _bytes(n: int, keys: Iterable[Key], shapes: Shapes) -> int:
+    """Of features of n images on disk."""
+    return sum(feature_file.size(dtype, (n, *shapes.of(r))) for r, dtype in keys)
