@@ -3,6 +3,7 @@
 import pytest
 import test_action
 import test_keypoints
+import test_localisation
 import test_normals
 import test_sound
 import torch
@@ -14,11 +15,12 @@ from torch import nn
 
 from unlabeled.data.decode import Crops
 from unlabeled.dist import rank
-from unlabeled.evaluate import health, invariance, retrieval, sound
+from unlabeled.evaluate import health, invariance, localisation, retrieval, sound
 from unlabeled.evaluate.directions import Words
 from unlabeled.evaluate.health import Health
 from unlabeled.evaluate.invariance import Invariance
 from unlabeled.evaluate.keypoints_scored import predicted
+from unlabeled.evaluate.localisation import Localisation
 from unlabeled.evaluate.normals_scored import score
 from unlabeled.evaluate.pixels import Pixels
 from unlabeled.evaluate.posed import Cutter, objects
@@ -30,6 +32,16 @@ pytestmark = [pytest.mark.ddp, pytest.mark.xdist_group("ddp")]
 
 class Counting(Net):
     """Counts the images that it sees."""
+
+    seen = 0
+
+    def stages(self, x):
+        self.seen += len(x)
+        return super().stages(x)
+
+
+class Hearing(test_localisation.Colours):
+    """Counts the pictures that it sees."""
 
     seen = 0
 
@@ -51,6 +63,7 @@ def looked():
     with pytest.MonkeyPatch.context() as patch:
         for module in (health, invariance, retrieval, sound):
             patch.setattr(module, "BATCH", 8)
+        patch.setattr(localisation, "BATCH", 3)
         return _looked()
 
 
@@ -67,6 +80,9 @@ def _looked():
         net.seen = 0
         scores[name] = plan.tune(subject(net, data)).scores
         seen[name] = net.seen
+    hearing = Hearing()
+    pointing = Localisation().tune(subject(hearing, test_localisation.Marked()))
+    scores["localisation"], seen["localisation"] = pointing.scores, hearing.seen
     two = {"lr_trunk": [0.0], "lr_head": [0.1, 0.5]}
     scores["finetune"] = finetune(**two).tune(subject(net, data)).scores
     scores["pixels"] = finetune().tune(subject(Pixels(), data)).scores

@@ -13,6 +13,7 @@ from unlabeled.evaluate.contract import Data, Result, Subject
 from unlabeled.evaluate.cross_modal import BATCH, unprojected
 from unlabeled.evaluate.forward import images
 from unlabeled.evaluate.frozen import frozen
+from unlabeled.evaluate.shares import share
 from unlabeled.parts.sounding import overlay
 
 
@@ -95,9 +96,10 @@ class Localisation:
         """Unit vectors of places (n, D, h, w) and sounds (n, D); pictures (n, 3, H, W) uint8."""
         positions, net = chosen.tolist(), subject.backbone
         parts = [positions[i : i + BATCH] for i in range(0, len(positions), BATCH)]
+        mine = share(len(parts))
         found: list[tuple[Tensor, Tensor, Tensor]] = []
-        scan = subject.data.cut("test", parts, subject.data.eval_decode, "plain")
-        for i, batch in enumerate(scan):
+        scan = subject.data.cut("test", mine.of(parts), subject.data.eval_decode, "plain")
+        for i, batch in enumerate(scan, mine.start):
             pictures, audio = batch["crops"][0], batch["audio"].to(subject.device)
             maps = list(net.stages(images(pictures, subject.device)).values())[-1]  # type: ignore[operator]
             b, _, h, w = maps.shape
@@ -107,7 +109,9 @@ class Localisation:
             v = v.view(b, h, w, -1).permute(0, 3, 1, 2)
             found.append((v.float().cpu(), a.float().cpu(), pictures))
             subject.progress("localisation", i + 1, len(parts))
-        places, sounds, pictures = (torch.cat(x) for x in zip(*found, strict=True))
+        places, sounds, pictures = (
+            mine.all(torch.cat(x), subject.device) for x in zip(*found, strict=True)
+        )
         return F.normalize(places, dim=1), F.normalize(sounds, dim=1), pictures
 
     def _sheet(self, pictures: Tensor, maps: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
