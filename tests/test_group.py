@@ -89,3 +89,46 @@ def test_an_evaluation_under_torchrun_is_one_run(tmp_path):
     subprocess.run(command, capture_output=True, check=True)
     scores = [json.loads((folder / "scores.json").read_text()) for folder in (out, alone)]
     assert scores[0] == scores[1]
+
+
+WRITES = """
+import os
+
+from unlabeled import train
+from unlabeled.evaluate.scores import Scores
+
+write = Scores.write
+
+
+def told(self, folder):
+    with open(folder / "writers", "a") as file:
+        file.write(os.environ.get("LOCAL_RANK", "0"))
+    write(self, folder)
+
+
+Scores.write = told
+train.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.xdist_group("ddp")
+def test_a_finished_run_of_two_processes_gets_what_is_missing(tmp_path):
+    """Nothing is trained then, and processes that Lightning starts meet to evaluate."""
+    (script := tmp_path / "script.py").write_text(WRITES)
+    out = tmp_path / "run"
+    lines = ["method=simclr", "backbone.width=8", "method.hidden=16", "data.limit=64"]
+    lines += ["data.batch_size=32", "trainer.max_epochs=1", "trainer=ddp", "baselines=false"]
+    lines += ["trainer.accelerator=cpu", "trainer.devices=2", f"hydra.run.dir={out}"]
+    found = []
+    for evals in ("evals=knn", "evals=[knn,clustering]"):
+        command = [sys.executable, str(script), *lines, evals]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Starting with 2 processes" in done.stderr + done.stdout
+        found.append(json.loads((out / "scores.json").read_text()))
+    before, after = found
+    assert {name: after[name] for name in before} == before
+    assert any(name.startswith("clustering/") for name in after)
+    assert {*(out / "writers").read_text()} == {"0"}

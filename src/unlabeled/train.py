@@ -154,8 +154,7 @@ def _random_twin(cfg: DictConfig, backbone: "nn.Module") -> "nn.Module":
 
 def _learned(cfg: DictConfig) -> bool:
     """Whether the backbone starts from somebody's weights."""
-    node = cfg.backbone
-    return bool(node.get("path") or node.get("weights") or node.get("pretrained"))
+    return any(cfg.backbone.get(name) for name in ("path", "weights", "pretrained"))
 
 
 def _evaluate(
@@ -177,42 +176,43 @@ def _evaluate(
     from unlabeled.evaluate.scores import forget
     from unlabeled.evaluate.suite import evaluate, in_turn, trains_long
 
-    (backbone, random), first = trunks, trainer.is_global_zero
-    used: list[Any] = []  # data
+    (backbone, random), used = trunks, list[Any]()  # used: data
     if todo:
         group.meet(trainer)
-        forget(folder.path, [*todo] if first else [])
-        for turn, some in enumerate(in_turn(todo, data)):
-            if first and turn and all(map(trains_long, some.values())):
-                print(TAKES_LONG.format(name=next(iter(some)), path=folder.path), flush=True)
-            with building(), stages() as progress:
-                scores = evaluate(
-                    some,
-                    backbone=backbone,
-                    data=data,
-                    out=folder.path,
-                    seed=cfg.seed,
-                    device=trainer.strategy.root_device,
-                    random_backbone=random if cfg.baselines else None,
-                    pixels=cfg.baselines,
-                    progress=progress,
-                    epoch=epochs,
-                    explicit=_named(cfg),
-                    store=store,
-                    supervised=known,
-                )
-            if first:
-                scores.write(folder.path)
-                folder.mark_evaluated(scores.finished)
-                used += [e.data or data for name, e in some.items() if name not in scores.skipped]
-                for name, reason in scores.skipped.items():
-                    print(f"skipped the evaluation {name}: {reason}")
+    first = trainer.is_global_zero  # which processes that Lightning starts know once they have met
+    if todo and first:
+        forget(folder.path, [*todo])
+    for turn, some in enumerate(in_turn(todo, data)):
+        if first and turn and all(map(trains_long, some.values())):
+            print(TAKES_LONG.format(name=next(iter(some)), path=folder.path), flush=True)
+        with building(), stages() as progress:
+            scores = evaluate(
+                some,
+                backbone=backbone,
+                data=data,
+                out=folder.path,
+                seed=cfg.seed,
+                device=trainer.strategy.root_device,
+                random_backbone=random if cfg.baselines else None,
+                pixels=cfg.baselines,
+                progress=progress,
+                epoch=epochs,
+                explicit=_named(cfg),
+                store=store,
+                supervised=known,
+            )
         if first:
-            figures.write(folder.path / "figures", store, backbone, data, seed=cfg.seed)
-            stay = cfg.keep_features or cfg.features is not None
-            boards.keep("features", store.kept(backbone, used), stay=stay)
-            if not stay:
-                shutil.rmtree(store.folder, ignore_errors=True)
+            scores.write(folder.path)
+            folder.mark_evaluated(scores.finished)
+            used += [e.data or data for name, e in some.items() if name not in scores.skipped]
+            for name, reason in scores.skipped.items():
+                print(f"skipped the evaluation {name}: {reason}")
+    if todo and first:
+        figures.write(folder.path / "figures", store, backbone, data, seed=cfg.seed)
+        stay = cfg.keep_features or cfg.features is not None
+        boards.keep("features", store.kept(backbone, used), stay=stay)
+        if not stay:
+            shutil.rmtree(store.folder, ignore_errors=True)
     return folder.scores()
 
 
