@@ -12,19 +12,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from unlabeled.batch import denormalize, normalize
+from unlabeled.data.decode import Crops
 from unlabeled.draws import shuffled
 from unlabeled.evaluate.accuracy import label_rank
+from unlabeled.evaluate.augmented import LinearAugmented
 from unlabeled.evaluate.contract import FINAL, Features, Request, Result, Shapes
 from unlabeled.evaluate.figures import embedding, final, neighbours
 from unlabeled.evaluate.frozen import checksum, frozen
 from unlabeled.evaluate.heads import Recipe, Setting, norm_of, side_by_side, train
 from unlabeled.evaluate.intervals import bootstrap, over_seeds
 from unlabeled.evaluate.knn import KNN, _keys, _unkey, search
+from unlabeled.evaluate.lasso import Lasso
 from unlabeled.evaluate.linear import Linear
 from unlabeled.evaluate.pixels import Pixels
 from unlabeled.evaluate.scores import Scores
 from unlabeled.evaluate.store import FeatureStore, shapes_of
 from unlabeled.evaluate.suite import evaluate, in_turn
+from unlabeled.report import html
 
 
 @pytest.fixture(autouse=True)
@@ -606,6 +610,25 @@ def test_an_evaluation_without_its_data_is_skipped_or_refused(tmp_path, data, re
         run(tmp_path, data, explicit=True)
 
 
+def test_too_few_images_are_known_before_any_is_looked_at(tmp_path):
+    class Single(Fake):
+        def selection(self):  # of a class of one image none is set aside
+            return torch.arange(self.size("train")), torch.arange(0)
+
+    data = Single(train=3, test=3)
+    several, one = (
+        LinearAugmented(decode=Crops(size=8, count=1), lrs=lrs) for lrs in ([0.1, 1.0], [0.1])
+    )
+    evals = {"knn": KNN(k=[1, 4]), "linear": Linear(), "lasso": Lasso(), "augmented": several}
+    skipped = run(tmp_path, data, evals).skipped
+    assert skipped.pop("knn") == "k = 4 neighbours are more than the 3 training images"
+    assert [*skipped] == ["linear", "lasso", "augmented"]
+    assert all("none is left to choose settings on" in reason for reason in skipped.values())
+    assert data.scanned == 0
+    assert KNN(k=[3]).obstacle(data) is one.obstacle(data) is Linear().obstacle(Fake()) is None
+    assert KNN(k=[3], leave_one_out=True).obstacle(data)
+
+
 def test_leave_one_out_needs_no_test_split(tmp_path):
     evals = {"loo": KNN(k=[1], leave_one_out=True), "linear": Linear()}
     scores = run(tmp_path, Fake(test=0), evals)
@@ -737,6 +760,15 @@ def test_embedding_keeps_classes_together():
     again = embedding(x, y, classes=["a", "b", "c"], limit=90, seed=1)
     assert np.array_equal(again["xy"], arrays["xy"])
     assert (embedding(x[:5], None)["label"] == -1).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_a_collapsed_backbone_has_a_map_of_one_point(tmp_path, value):
+    arrays = embedding(torch.full((40, 7), value), None)  # t-SNE itself dies of zeros
+    assert (arrays["xy"] == 0).all()
+    (tmp_path / "figures").mkdir()
+    np.savez(tmp_path / "figures/embedding.npz", **arrays)
+    assert "nan" not in html.write(tmp_path).read_text().lower()
 
 
 class Tunes:

@@ -104,6 +104,7 @@ def test_alignment_and_uniformity_equal_loops_over_pairs():
     assert health.uniformity(a) == pytest.approx(math.log(sum(terms) / len(terms)))
     same = torch.ones(20, 5, dtype=torch.float64)
     assert health.uniformity(same) == pytest.approx(0)
+    assert health.uniformity(torch.zeros(5, 3, dtype=torch.float64)) == 0  # collapsed, not uniform
     assert health.spread(same) == pytest.approx(0, abs=1e-12)
     assert health.dead(torch.cat([a, torch.zeros(30, 3)], 1), 1e-3) == pytest.approx(3 / 8)
 

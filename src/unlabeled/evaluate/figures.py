@@ -13,6 +13,7 @@ from unlabeled.draws import seed_of, subset
 from unlabeled.evaluate.contract import FINAL, Data
 from unlabeled.evaluate.store import FeatureStore
 
+SAME = 1e-6  # by which features of unit length differ from rounding alone
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
@@ -102,7 +103,8 @@ def embedding(
 ) -> Arrays:
     """A 2-D map of at most `limit` images by t-SNE, for `embedding.npz`.
 
-    Features are normalised to unit length and reduced to 50 principal components first.
+    Features are normalised to unit length and reduced to 50 principal components first. Those of
+    a collapsed backbone, which are all the same, make one point: t-SNE would die of them.
 
     Args:
         features: (n, ...).
@@ -127,11 +129,13 @@ def embedding(
     parts = min(50, *z.shape)
     perplexity = min(30.0, (len(z) - 1) / 3)
     tsne = TSNE(2, init="pca", perplexity=perplexity, max_iter=500, random_state=state)
+    xy = np.zeros((len(z), 2))
     # One thread: the same map for any number of cores, and where others want the cores too, several
     # wait for one another eight times longer than they work.
     with threadpool_limits(1):
-        z = PCA(parts, svd_solver="randomized", random_state=state).fit_transform(z)
-        xy = tsne.fit_transform(z)
+        if np.ptp(z, axis=0).max() > SAME:
+            z = PCA(parts, svd_solver="randomized", random_state=state).fit_transform(z)
+            xy = tsne.fit_transform(z)
     y = np.full(len(chosen), -1) if labels is None else labels[chosen].numpy()
     return {
         "xy": xy.astype(np.float32),

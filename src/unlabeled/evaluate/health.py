@@ -154,12 +154,12 @@ def alignment(a: Tensor, b: Tensor) -> float:
 def uniformity(z: Tensor) -> float:
     """log mean exp(-2 d^2) over pairs of different unit-length rows of z (n, D)."""
     u, n = F.normalize(z, dim=1), len(z)
+    square = u.square().sum(1)  # 1, but 0 of features that are all 0
+    parts = zip(u.split(512), square.split(512), strict=True)
     total = sum(
-        float((4 * (rows @ u.T) - 4).exp().sum())
-        for rows in u.split(512)  # d^2 = 2 - 2 cos
+        float((4 * (rows @ u.T) - 2 * (own[:, None] + square)).exp().sum()) for rows, own in parts
     )
-    same = float((4 * u.square().sum(1) - 4).exp().sum())
-    return math.log(max(total - same, 1e-300) / (n * (n - 1)))
+    return math.log(max(total - n, 1e-300) / (n * (n - 1)))  # n: each with itself
 
 
 def spread(z: Tensor) -> float:
