@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unlabeled.draws import seed_of
 from unlabeled.evaluate import pooling as pools
 from unlabeled.evaluate.accuracy import label_rank, tops
-from unlabeled.evaluate.contract import FINAL, Data, Result, Subject
+from unlabeled.evaluate.contract import FINAL, Data, Result, Subject, none_to_choose_on
 from unlabeled.evaluate.forward import pooled
 from unlabeled.evaluate.frozen import frozen, same_everywhere
 from unlabeled.evaluate.heads import Setting
@@ -98,11 +98,14 @@ class LinearAugmented:
         self.norm, self.max_features, self.bf16 = norm, max_features, bf16
         self.pooling: Pooling = pooling
 
+    def obstacle(self, data: Data) -> str | None:
+        """Why these data are not enough."""
+        return none_to_choose_on(data) if len(self.settings) > 1 else None
+
     def tune(self, subject: Subject) -> Result:
         """Trains heads on the subject, which stays as it is, and scores them."""
-        labels, data = subject.data.labels("train"), subject.data
+        data, several, labels = subject.data, len(self.settings) > 1, subject.data.labels("train")
         classes = max(len(data.classes), int(labels.max()) + 1)
-        several = len(self.settings) > 1
         fits, held_out = data.selection() if several else (torch.arange(len(labels)), None)
         with frozen(subject.backbone):
             heads = self._heads(subject, classes)

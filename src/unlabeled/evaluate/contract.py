@@ -135,6 +135,16 @@ class Subject:
         return None if found is None else found[rows].flatten(1)
 
 
+def none_to_choose_on(data: Data) -> str | None:
+    """Why nothing can be chosen on held-out training images, or None."""
+    if all(len(rows) for rows in data.selection()):
+        return None
+    return (
+        f"of the {data.size('train')} training images none is left to choose settings on: it takes "
+        "a class with two"
+    )
+
+
 class Tuned(Protocol):
     """An evaluation that trains the backbone itself, or needs more of it than pooled maps.
 

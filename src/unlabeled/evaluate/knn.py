@@ -60,6 +60,11 @@ class KNN:
         self.splits = frozenset({"train"} if leave_one_out else {"train", "test"})
         self.hears = stage == SOUND
 
+    def obstacle(self, data: Data) -> str | None:
+        """Why these data are not enough."""
+        n, k = data.size("train") - self.leave_one_out, max(self.k)
+        return f"k = {k} neighbours are more than the {n} training images" if k > n else None
+
     def requests(self, shapes: Shapes) -> set[Request]:
         return {shapes.named(self.stage)}
 

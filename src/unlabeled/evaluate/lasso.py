@@ -12,7 +12,7 @@ from torch import Tensor
 from unlabeled.draws import seed_of, shuffled
 from unlabeled.evaluate import pooling as pools
 from unlabeled.evaluate.accuracy import label_rank, tops
-from unlabeled.evaluate.contract import Data, Features, Request, Result, Shapes
+from unlabeled.evaluate.contract import Data, Features, Request, Result, Shapes, none_to_choose_on
 from unlabeled.evaluate.heads import CHUNK, Norm, norm_of
 from unlabeled.evaluate.pooling import Stages
 from unlabeled.optim import cosine
@@ -108,6 +108,10 @@ class Lasso:
         self.tries = [Try(float(lr), float(penalty)) for penalty in l1 for lr in lrs]
         self.weight_decay, self.epochs, self.batch_size = weight_decay, epochs, batch_size
         self.momentum, self.max_features, self.data = momentum, max_features, data
+
+    def obstacle(self, data: Data) -> str | None:
+        """Why these data are not enough."""
+        return none_to_choose_on(data)
 
     def requests(self, shapes: Shapes) -> set[Request]:
         return {*self._requests(shapes)}

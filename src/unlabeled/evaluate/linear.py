@@ -10,7 +10,15 @@ from torch import Tensor
 
 from unlabeled.evaluate import pooling as pools
 from unlabeled.evaluate.accuracy import tops
-from unlabeled.evaluate.contract import FINAL, Data, Features, Request, Result, Shapes
+from unlabeled.evaluate.contract import (
+    FINAL,
+    Data,
+    Features,
+    Request,
+    Result,
+    Shapes,
+    none_to_choose_on,
+)
 from unlabeled.evaluate.forward import SOUND
 from unlabeled.evaluate.heads import (
     Heads,
@@ -109,6 +117,10 @@ class Linear:
         self.nesterov, self.optimizer, self.norm = nesterov, optimizer, norm
         self.pooling: Pooling = pooling
         self.max_features, self.data = max_features, data
+
+    def obstacle(self, data: Data) -> str | None:
+        """Why these data are not enough."""
+        return none_to_choose_on(data)
 
     def requests(self, shapes: Shapes) -> set[Request]:
         return set(self._requests(shapes))
