@@ -201,6 +201,12 @@ def test_published_lists_name_the_images(tmp_path):
     path.write_text("7.jpg\n999.jpg\n")
     with pytest.raises(ValueError, match=r"1percent.txt: 1 of 2 images .* e.g. 999.jpg"):
         labelled(data, 1.0, str(path), 0)
+    data.path = lambda split, i: f"c{i % 3}/photo of {i // 3}.jpg"
+    path.write_text("c1/photo of 2.jpg\r\n\n  c0/photo of 0.jpg \n")
+    assert labelled(data, 1.0, str(path), 0).tolist() == [0, 7]
+    path.write_text("photo of 2.jpg\nc0/photo of 0.jpg\n")
+    with pytest.raises(ValueError, match=r"1 of 2 names are of several .* c0/photo of 0.jpg"):
+        labelled(data, 1.0, str(path), 0)
     assert "no list of images" in finetune(list=str(tmp_path / "none")).obstacle(data)
     assert finetune().obstacle(data) is None
 
