@@ -20,7 +20,15 @@ from unlabeled.data import files, layouts, rgb, sampler
 from unlabeled.data.clips import Recordings
 from unlabeled.data.decode import Center, Crops
 from unlabeled.data.images import Images
-from unlabeled.data.layouts import CIFAR10, Embedded, FashionMNIST, Folder, HeldOut, ImageNet
+from unlabeled.data.layouts import (
+    CIFAR10,
+    Embedded,
+    FashionMNIST,
+    Folder,
+    HeldOut,
+    ImageNet,
+    List,
+)
 from unlabeled.data.recordings import Kept
 from unlabeled.data.splits import Array, divide
 from unlabeled.draws import Draws
@@ -477,6 +485,11 @@ def test_fingerprints_tell_images_and_transforms_apart(tmp_path):
     prints.append(other.fingerprint("train"))
     prints.append(images(tmp_path / "one", tier="memory").fingerprint("train"))
     assert len(set(prints)) == 4
+    for name in ("one", "two"):  # a list says nothing of what is in its files
+        (tmp_path / name / "list.txt").write_text("a/1.png\nb/0.png\n")
+        listed = images(tmp_path / name, layout=List(train="list.txt"))
+        prints.append(listed.fingerprint("train"))
+    assert len(set(prints)) == 6
     pixels, labels = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
     array = Array(pixels.expand(-1, 3, -1, -1), labels, ("a", "b"))
     before = array.identity()

@@ -104,6 +104,36 @@ def test_every_image_is_found_with_its_label(shards):
     assert Shards(labels=False)(shards, 0)["train"].labels is None
 
 
+@pytest.mark.parametrize(
+    ("label", "says"), [("9" * 20, None), ("9" * 18, "9{18}, which can be no class's"), ("x", None)]
+)
+def test_a_number_that_is_no_class_is_none(tmp_path, label, says):
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        add(archive, "a.png", png(1))
+        add(archive, "a.cls", label.encode())
+    if says:
+        with pytest.raises(ValueError, match=says):
+            Shards()(tmp_path, 0)
+    else:
+        assert Shards()(tmp_path, 0)["train"].labels is None
+
+
+def test_shards_of_unknown_sizes_are_told_apart_by_their_places(shards, tmp_path):
+    def fingerprint(folder, pattern):
+        data = module(folder, layout=Shards(train=pattern.format(folder)))
+        data.setup("test")
+        return data.fingerprint("train")
+
+    other = shutil.copytree(shards, tmp_path / "other")
+    remote, here = (
+        [fingerprint(x, p) for x in (shards, other)] for p in ("file://{}/*0.tar", "*0.tar")
+    )
+    assert here[0] == here[1]
+    assert remote[0] == remote[1]  # listed, so sizes are known
+    named = [fingerprint(x, "file://{}/00000.tar") for x in (shards, other)]
+    assert named[0] != named[1]
+
+
 def test_webdataset_reads_the_same(shards):
     wds = pytest.importorskip("webdataset")
     paths = [str(p) for p in sorted(shards.glob("*.tar"))]

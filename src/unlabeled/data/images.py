@@ -16,7 +16,7 @@ from unlabeled.data.lasting import unseen
 from unlabeled.data.layouts import Layout
 from unlabeled.data.reading import MemoryRows, TrainingRows, answers
 from unlabeled.data.sampler import Batches, Loader, Order
-from unlabeled.data.splits import digest, parted
+from unlabeled.data.splits import digest, lies_in, parted
 from unlabeled.data.store import Store, check, cores
 from unlabeled.data.tasks import Tasks, by_task, filled, in_turn
 from unlabeled.draws import Draws
@@ -198,8 +198,9 @@ class Images(Annotations, pl.LightningDataModule):
     def fingerprint(self, split: Side) -> str:
         """Names what `scan` gives: the images, their order, their labels and their crop."""
         tier = f"memory {self.side}" if self._read().in_memory(split) else "folder"
-        said = f"{tier} {self.eval_decode!r}".encode()
-        return digest([self._read().split(split).identity().encode(), said], None, ())
+        images = self._read().split(split)
+        said = f"{tier} {self.eval_decode!r}{lies_in(images)}".encode()
+        return digest([images.identity().encode(), said], None, ())
 
     def thumbnail(self, split: Side, position: int) -> Tensor:
         """An image (3, h, w) uint8 as evaluations see it."""

@@ -17,6 +17,8 @@ from unlabeled.data.splits import Split, digest, divide
 from unlabeled.data.tree import TEST, TRAIN
 from unlabeled.truth import Annotation
 
+MOST = 1 << 24  # classes; numbers beyond are of something else
+
 
 @dataclass(frozen=True)
 class Archived:
@@ -176,6 +178,11 @@ class Shards:
             return None
         text = read_beside(located(root, "classes.txt"))
         count = max(int(labels.max()) for labels in found if labels is not None) + 1
+        if text is None and count > MOST:
+            raise ValueError(
+                f"a member .cls of {located(root, '')} is {count - 1}, which can be no class's "
+                "number: number classes from 0, or say data.layout.labels=false"
+            )
         names = [str(i) for i in range(count)] if text is None else text.splitlines()
         if len(names) < count:
             raise ValueError(

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -168,6 +168,21 @@ def digest(
     for part in (*parts, y, "\0".join(classes).encode()):
         h.update(hashlib.blake2b(part).digest())
     return h.hexdigest()
+
+
+def lies_in(split: Split) -> str:
+    """Where files or shards lie whose identity says nothing of their contents, else nothing.
+
+    Lists that came with a data set name the files alone, which a copy of other sizes has too, and
+    of a URL no size is known.
+    """
+    archives: Any = getattr(split, "archives", None)
+    if archives is not None:
+        return "".join(f" {shard.place}" for shard in archives.sources if not shard.size)
+    files: Any = getattr(split, "files", split)
+    if getattr(files, "root", None) is None or getattr(files, "sizes", np.zeros(1)).any():
+        return ""
+    return f" in {Path(files.root).resolve()}"
 
 
 def divide(labels: Tensor | None, n: int, share: float, *key: int | str) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from unlabeled.data.files import EXTENSIONS
 BLOCK = tarfile.BLOCKSIZE
 LOOK = 1 << 20  # bytes read at a time to find the next header
 FORMAT = "1"  # of index files
+DIGITS = 18  # of a class's number: more are too many for 64 bits
 DAMAGED, OUTSIDE = -1, -2  # instead of a size: a header that is none, a path that leads outside
 
 
@@ -148,7 +149,7 @@ def _leads_outside(name: bytes) -> bool:
 
 def _number(file: BinaryIO, offset: int, size: int) -> int:
     text = os.pread(file.fileno(), size, offset).strip()
-    return int(text) if text.isdigit() else -1
+    return int(text) if text.isdigit() and len(text) <= DIGITS else -1
 
 
 def _starts(file: BinaryIO, *magic: bytes) -> bool:
