@@ -217,7 +217,7 @@ def _check(arguments: Namespace, *, targets: bool) -> None:
 
 def _failed(error: Exception, text: str, code: int, debug: bool) -> int:
     if debug:
-        traceback.print_exception(error)
+        print(hidden("".join(traceback.format_exception(error))), file=sys.stderr)
     _say(text)
     return code
 

@@ -23,7 +23,7 @@ from unlabeled.errors import InputError
 from unlabeled.identity import differing, digest, holds_results, identity, protocol, refusal
 from unlabeled.lock import HeldError, Lock
 from unlabeled.provenance import commit, now, versions
-from unlabeled.redact import hidden
+from unlabeled.redact import hidden, hide_in_logs
 from unlabeled.slurm import Stopped
 
 log = logging.getLogger(__name__)
@@ -60,12 +60,13 @@ class Folder:
         return self
 
     def _enter(self) -> None:
+        hide_in_logs()
         if self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         goes_on = self.cfg.resume == "auto"  # else the weights will be others
         self.before = self._read("status.json") if goes_on else {}
-        self.identity = identity(plain(self.cfg))
+        self.identity = hidden(identity(plain(self.cfg)))
         self._newest = self._newest_good() if goes_on else None
         if not self.cfg.method or (self._newest is None and holds_results(self.path)):
             self._refuse_another_run(self.before.get("identity"))
@@ -214,7 +215,7 @@ class Folder:
 
     def _refuse_another_run(self, old: dict[str, Any] | None) -> None:
         """Old weights and scores must not stand under another run's config."""
-        if old is not None and (keys := differing(old, self.identity)):
+        if old is not None and (keys := differing(hidden(old), self.identity)):
             raise InputError(refusal(self.path, keys))
 
     def _take_lock(self) -> None:

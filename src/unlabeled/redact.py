@@ -1,5 +1,6 @@
 """Keeps keys and passwords out of what a run writes down."""
 
+import logging
 import os
 import re
 import sys
@@ -41,6 +42,16 @@ def hidden_command() -> Iterator[None]:
         yield
     finally:
         sys.argv = given
+
+
+def hide_in_logs() -> None:
+    """Has what this process logs from now on, and its workers, go without secrets."""
+    logging.setLogRecordFactory(_Record)
+
+
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:
+        return hidden(super().getMessage())
 
 
 def _without(content: Any, values: list[str]) -> Any:

@@ -1,6 +1,7 @@
 """Keys stay out of all that a run writes, and code and markup out of what it is given."""
 
 import ast
+import logging
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import ROOT
 from test_checkpoints import RUN
 from test_runs import status, unlabeled
 
+from unlabeled.folder import Folder
 from unlabeled.redact import hidden
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -69,10 +71,34 @@ def test_a_key_in_an_error_is_not_kept(tmp_path, monkeypatch):
 
     monkeypatch.setenv("HF_TOKEN", KEY)
     monkeypatch.setattr(Method, "on_train_batch_start", broken)
-    code, says = unlabeled(*RUN, f"hydra.run.dir={tmp_path}")
+    code, says = unlabeled(*RUN, f"hydra.run.dir={tmp_path}", "debug=true")
     assert code == 1
     assert "401 for (hidden)" in says
+    assert "Traceback" in says
+    assert KEY not in says
     assert "401 for (hidden)" in status(tmp_path)["reason"]
+
+
+def test_a_run_whose_data_need_a_key_goes_on_and_logs_none(compose, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", KEY)
+    place = f"pipe:curl -H 'Authorization:Bearer {KEY}' https://host/0.tar"
+    cfg = compose("method=none", "data=shards")
+    cfg.data.layout.train = place
+    before = logging.getLogRecordFactory()
+    handler = logging.FileHandler(tmp_path / "train.log")
+    logging.getLogger().addHandler(handler)
+    try:
+        for _ in range(2):  # the second start knows it is the same run
+            with Folder(tmp_path, cfg) as folder:
+                logging.getLogger("unlabeled.data.reading").warning("cannot read %s", place)
+                assert KEY not in str(folder.identity)  # which checkpoints hold
+    finally:
+        logging.getLogger().removeHandler(handler)
+        logging.setLogRecordFactory(before)
+        handler.close()
+    said = (tmp_path / "train.log").read_text()
+    assert said.count("Bearer (hidden)") == 2
+    assert KEY not in said
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
