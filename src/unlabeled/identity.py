@@ -23,6 +23,10 @@ FREE = {
     *("trainer.use_distributed_sampler", "trainer.enable_autolog_hparams"),
 }
 
+# Files that count by their contents, so that they may move: sources, tracks, colours, permutations.
+FILES = (".path", "data.tracks", "method.prior", ".permutations")
+INSIDE = ("checkpoints/last.ckpt", "train.npz")  # of a run's folder, of one of tracks
+
 # Where training would end says which share of it an update is: learning rates, momenta and the
 # like depend on it, unless all of them are constant. Only then may a run grow longer.
 LENGTH = ("trainer.max_epochs", "trainer.max_steps")
@@ -50,7 +54,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             todo += [(f"{key}.{name}", child) for name, child in value.items()]
         else:
-            flat[key] = _contents(value) if key.endswith(".path") else value
+            flat[key] = _contents(value) if key.endswith(FILES) else value
     if not _paced(flat):
         flat = {key: value for key, value in flat.items() if key not in LENGTH}
     return dict(sorted(flat.items()))
@@ -134,11 +138,11 @@ def refusal(folder: Path, keys: Sequence[str]) -> str:
 
 
 def _contents(path: Any) -> Any:
-    """A digest of what lies at a path to weights, or the path if nothing does."""
+    """A digest of what lies at a path, or the path if nothing does."""
     if not isinstance(path, str):
         return path
     file = Path(path).expanduser()
-    file = file / "checkpoints/last.ckpt" if file.is_dir() else file
+    file = next((file / name for name in INSIDE if (file / name).is_file()), file)
     try:
         with file.open("rb") as opened:
             return f"contents {hashlib.file_digest(opened, 'sha256').hexdigest()[:16]}"

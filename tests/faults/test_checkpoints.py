@@ -288,6 +288,28 @@ def test_a_source_may_move_but_not_change(compose, source, tmp_path):
     assert differing(of(source), of(tmp_path / "other.ckpt")) == ["method.source.path"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "key", "name"),
+    [
+        (("method=tracking", "data=scenes_video"), "data.tracks", "tracks/train.npz"),
+        (("method=colorization",), "method.prior", "prior.npz"),
+        (("method=jigsaw",), "method.augment.permutations", "orders.npy"),
+    ],
+)
+def test_what_a_run_reads_may_move_but_not_change(compose, tmp_path, lines, key, name):
+    def of(folder, content):
+        file = tmp_path / folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        place = file.parent if key == "data.tracks" else file
+        cfg = compose(*lines, f"{key}={place}")
+        return identity(OmegaConf.to_container(cfg, resolve=True))
+
+    first = of("here", b"1")
+    assert differing(first, of("there", b"1")) == []
+    assert differing(first, of("there", b"2")) == [key]
+
+
 # What ends a run that was killed after its last step.
 
 
