@@ -28,6 +28,9 @@ def task(cfg):
         instantiate(cfg.data)
     if cfg.seed == 13:
         raise RuntimeError("bad luck")
+    if cfg.seed == 16:  # how Lightning starts the other processes of a run
+        import subprocess
+        subprocess.run([sys.executable, sys.argv[0], "seed=13", "hydra.run.dir=run"], check=False)
     if cfg.seed == 14:
         raise KeyboardInterrupt
     if cfg.seed == 15:  # how Lightning passes an interruption on
@@ -120,6 +123,15 @@ def test_a_failure_ends_with_1_and_a_traceback_only_if_wanted(app):
     assert code == 1
     assert "Traceback (most recent call last)" in err
     assert 'raise RuntimeError("bad luck")' in err
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_processes_that_a_run_starts_tell_no_more_than_it_does(app, monkeypatch, asked):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(asked)))
+    code, _, err = app("seed=16", "hydra.run.dir=run")
+    assert code == 0
+    assert "unlabeled: RuntimeError: bad luck\n" in err
+    assert ("Traceback" in err) == asked
 
 
 @pytest.mark.parametrize("seed", [14, 15])

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unlabeled.config import summary
-from unlabeled.errors import InputError
+from unlabeled.errors import InputError, raised_errors, tracebacks_wanted
 from unlabeled.redact import hidden
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -76,7 +76,7 @@ def launch(
     arguments.config_path = Path(arguments.config_path or conf or conf_dir()).absolute()
     arguments.config_name = arguments.config_name or "train"
     job = _Job(task, arguments.overrides)
-    with _raised_errors():
+    with raised_errors():
         try:
             code = _run(job, arguments)
             if after is not None:
@@ -136,7 +136,7 @@ class _Job:
         functools.update_wrapper(self, task)  # Hydra names the run after the task's module
         self.task = task
         wanted = any(re.fullmatch(r"\+*debug=(true|yes|on|1)", o, re.I) for o in overrides)
-        self.debug = wanted or os.environ.get("HYDRA_FULL_ERROR") == "1"
+        self.debug = wanted or tracebacks_wanted()
         self.error: Exception | None = None
         self.began = False
 
@@ -234,17 +234,3 @@ def _told(error: Exception, debug: bool) -> str:
 def _say(text: str) -> None:
     sys.stdout.flush()
     print(f"unlabeled: {hidden(text)}", file=sys.stderr)
-
-
-@contextmanager
-def _raised_errors() -> Iterator[None]:
-    """Has Hydra raise its errors instead of printing them and ending the process."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = before
