@@ -208,6 +208,13 @@ def test_missing_labels_are_named(probe):
         fit(probe(), data=Data(labelled=False))
 
 
+def test_no_queries_are_known_before_the_training():
+    data = Data()
+    data.selection = lambda: (torch.arange(96), torch.arange(0))
+    with pytest.raises(ValueError, match="online_knn has no queries: of the 96 training images"):
+        fit(OnlineKNN(), data=data)
+
+
 def test_missing_features_are_named():
     with pytest.raises(ValueError, match="Predict shows no features"):
         fit(OnlineLinear(), method=Predict(show=False))

@@ -91,6 +91,15 @@ def finetune(**settings):
     return FineTune(decode=ONE, **settings)
 
 
+def test_each_process_has_an_image(monkeypatch):
+    monkeypatch.setattr("unlabeled.dist.world_size", lambda: 3)
+    sgd = optimizer(
+        "sgd", [{"params": [*Net().parameters()], "lr": 0.1}], momentum=0, nesterov=False
+    )
+    with pytest.raises(ValueError, match=r"a batch of 2 of the 2 images .* for 3 processes"):
+        fit(sum, sgd, subject(Net()), torch.arange(2), Schedule(1, 16), ONE, "key")
+
+
 def test_finetuning_learns_and_leaves_the_backbone_of_others_alone(tmp_path):
     torch.manual_seed(0)
     backbone = Net()

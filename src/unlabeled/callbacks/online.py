@@ -12,6 +12,7 @@ from unlabeled.batch import Batch
 from unlabeled.callbacks.metrics import record
 from unlabeled.draws import seed_of, subset
 from unlabeled.evaluate.accuracy import label_rank
+from unlabeled.evaluate.contract import none_to_choose_on
 from unlabeled.evaluate.frozen import frozen
 from unlabeled.evaluate.knn import search, vote
 from unlabeled.evaluate.store import images
@@ -57,6 +58,8 @@ class OnlineKNN(pl.Callback):
                 "training: leave it out, or use trainer=ddp"
             )
         _need_labels(trainer, pl_module, self)
+        if reason := none_to_choose_on(_data(trainer)):
+            raise ValueError(f"callbacks=online_knn has no queries: {reason}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0 and dist.rank() == 0:

@@ -137,10 +137,11 @@ class Subject:
 
 def none_to_choose_on(data: Data) -> str | None:
     """Why nothing can be chosen on held-out training images, or None."""
-    if all(len(rows) for rows in data.selection()):
+    counts = [len(rows) for rows in data.selection()]
+    if all(counts):
         return None
     return (
-        f"of the {data.size('train')} training images none is left to choose settings on: it takes "
+        f"of the {sum(counts)} training images none is left to choose settings on: it takes "
         "a class with two"
     )
 

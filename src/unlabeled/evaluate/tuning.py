@@ -124,10 +124,18 @@ def fit(
         key: names the draws.
         bf16: compute in bfloat16 where autocast does.
         dropout: a layer of what is trained.
+
+    Raises:
+        ValueError: a process would have no image of a batch.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
     labels = subject.data.labels("train")
     size = min(schedule.batch_size, len(rows))
+    if size < dist.world_size():
+        raise ValueError(
+            f"a batch of {size} of the {len(rows)} images to learn from is too small for "
+            f"{dist.world_size()} processes: use fewer, a larger batch_size or more labels"
+        )
     per_epoch = len(rows) // size
     steps, step = schedule.epochs * per_epoch, 0
     for epoch in range(schedule.epochs):
