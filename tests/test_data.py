@@ -18,7 +18,7 @@ from PIL import Image
 
 from unlabeled.data import files, layouts, rgb, sampler
 from unlabeled.data.clips import Recordings
-from unlabeled.data.decode import Center, Crops
+from unlabeled.data.decode import Center, Crops, RandomCrop
 from unlabeled.data.images import Images
 from unlabeled.data.layouts import (
     CIFAR10,
@@ -69,6 +69,23 @@ def images(root, layout=None, **changes):
 
 def names(split):
     return [split.name(i) for i in range(len(split))]
+
+
+@pytest.mark.parametrize("kind", [Center, RandomCrop])
+def test_strips_are_cut_before_they_are_enlarged(kind):
+    class Noted(kind):
+        def resized(self, image, height, width):
+            sides.append(max(height, width))
+            return super().resized(image, height, width)
+
+    sides = []
+    strip = torch.zeros(3, 2, 20_001, dtype=torch.uint8)
+    strip[:, :, 10_000] = 255
+    for image in (strip, strip.transpose(1, 2)):
+        (crop,) = Noted(size=8, resize=16)(image, 0)
+        assert crop.shape == (3, 8, 8)
+        assert kind is RandomCrop or crop.max() > 100  # the middle
+    assert max(sides) == 16 * 32
 
 
 # Files: modes, orientation, damage.
