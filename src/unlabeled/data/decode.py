@@ -120,7 +120,7 @@ class RandomCrop:
 
     def __call__(self, image: Tensor, *key: int | str) -> list[Tensor]:
         image = _middle(image)
-        height, width = short_side(*image.shape[-2:], self.resize)
+        height, width = short_side(image.shape[-2], image.shape[-1], self.resize)
         whole = self.resized(image, height, width)
         crops = []
         for i in range(self.count):
