@@ -553,6 +553,13 @@ def test_too_many_unreadable_images_stop_the_run(tmp_path, tier, workers):
         list(data.scan("train"))
 
 
+def test_a_whole_image_that_cannot_be_read_is_named(tmp_path):
+    data = images(broken(tmp_path, [3]), max_unreadable=0.5)
+    assert data.image("train", 2).shape[0] == 3
+    with pytest.raises(ValueError, match=r"cannot read a/3.png under .*repair it"):
+        data.image("train", 3)
+
+
 def test_a_completely_unreadable_set_stops_at_once(tmp_path):
     data = images(broken(tmp_path, range(12)), max_unreadable=0)
     data.setup("fit")

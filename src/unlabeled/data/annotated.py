@@ -4,7 +4,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from unlabeled.data.rgb import UnreadableError
 from unlabeled.data.store import Store
+from unlabeled.errors import InputError
 from unlabeled.truth import Annotation
 
 
@@ -41,6 +43,14 @@ class Annotations(ABC):
         """The whole image (3, h, w) uint8, in whose pixels annotations are.
 
         Raises:
-            UnreadableError: the file cannot be read.
+            InputError: the file cannot be read: no other has its boxes or maps.
         """
-        return self._read().split(split).image(position).contiguous()
+        store = self._read()
+        images = store.split(split)
+        try:
+            return images.image(position).contiguous()
+        except UnreadableError as error:
+            raise InputError(
+                f"cannot read {images.name(position)} under {store.root} ({error}): no other image "
+                "has its annotations, so repair it, or take it out of the set"
+            ) from error
