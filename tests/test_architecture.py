@@ -42,10 +42,11 @@ MAY_IMPORT = {
     "augment": {"batch", "draws", "lab", "spectrogram"},
     "data": {"batch", "draws", "errors", "truth", "scenes", "spectrogram"},
     "evaluate": {
-        *("batch", "dist", "draws", "lars", "optim", "parts", "backbones", "spectrogram", "truth"),
+        *("batch", "disk", "dist", "draws", "lars", "optim", "parts", "backbones"),
+        *("spectrogram", "truth"),
     },
     "callbacks": {
-        *("redact", "backbones"),
+        *("redact", "backbones", "disk"),
         *("batch", "checkpoints", "dist", "draws", "fsdp", "parts", "evaluate", "shown", "slurm"),
     },
     "report": {"batch", "dist", "parts", "evaluate", "shown"},

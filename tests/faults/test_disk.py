@@ -15,7 +15,8 @@ from test_runs import in_folder, metrics, same_weights, status, unlabeled
 
 from unlabeled import checkpoints
 from unlabeled.callbacks.metrics import MetricsCSV
-from unlabeled.data.rendered import _reserve
+from unlabeled.data.rendered import _kept, _reserve
+from unlabeled.disk import replace_arrays
 from unlabeled.method import Method
 
 
@@ -199,6 +200,30 @@ def test_the_second_run_in_a_folder_is_refused_until_the_first_is_dead(compose, 
     assert code == 0, says  # at once: the dead one's workers hold nothing
 
 
+# Pictures.
+
+
+def test_arrays_are_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "figures/samples.npz"
+    replace_arrays(path, {"x": np.arange(3)})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace_arrays(path, {"x": np.arange(4)})
+    assert list(path.parent.iterdir()) == [path]
+    with np.load(path) as kept:
+        assert kept["x"].tolist() == [0, 1, 2]
+
+
+def test_damaged_pictures_stop_no_run(run, tmp_path, caplog, capfd):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "figures").mkdir(exist_ok=True)
+    for name in ("samples.npz", "knn.curve.npz"):
+        (copy / "figures" / name).write_bytes(b"PK\3\4 cut")
+    assert again(copy) == (0, "")
+    assert "samples.npz is damaged" in caplog.text + "".join(capfd.readouterr())
+    assert (copy / "report.html").exists()
+
+
 # Damaged caches.
 
 
@@ -210,8 +235,18 @@ def test_a_damaged_index_of_images_is_made_again(folder, tmp_path, monkeypatch):
     expected = files.index(folder)
     (cache,) = files.cache_folder().iterdir()
     whole = cache.read_bytes()
-    for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"\0" * len(whole)):
+    packed = whole.replace(b"PK\1\2-\3-\0\0\0\0", b"PK\1\2-\3-\0\0\0\x63")
+    assert packed != whole  # by a method that nobody knows
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"\0" * len(whole), packed):
         cache.write_bytes(damaged)
         found = files.index(folder)
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
         assert cache.read_bytes()[:2] == whole[:2]  # and kept again
+
+
+def test_rendered_scenes_with_a_damaged_head_are_made_again(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 3)))
+    assert _kept(tmp_path / "x.npy", (4, 3), "float64") is not None
+    whole = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(whole.replace(b"}", b"{", 1))
+    assert _kept(tmp_path / "x.npy", (4, 3), "float64") is None

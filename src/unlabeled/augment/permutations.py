@@ -138,7 +138,12 @@ def load_permutations(path: str | Path, tiles: int) -> Tensor:
     """
     if not Path(path).is_file():
         raise ValueError(f"no file of permutations at {path}: give a `.npy` file or a number")
-    rows = np.asarray(np.load(path)).astype(np.int64)
+    try:
+        rows = np.asarray(np.load(path)).astype(np.int64)
+    except Exception as error:  # on what is no such file numpy raises nearly anything
+        raise ValueError(
+            f"{path} cannot be read as a `.npy` file of permutations: {error}"
+        ) from error
     if rows.ndim != 2 or rows.shape[1] != tiles:
         raise ValueError(f"{path} holds an array {rows.shape}, not rows of {tiles} tiles")
     rows = rows - rows.min()

@@ -11,6 +11,7 @@ from torch import Tensor
 from unlabeled import dist
 from unlabeled.batch import first
 from unlabeled.callbacks.metrics import record
+from unlabeled.disk import replace_arrays
 
 
 class HeldOut(pl.Callback):
@@ -82,9 +83,8 @@ class HeldOut(pl.Callback):
         if not columns:
             return
         arrays = {f"column{i}": _bytes(x) for i, x in enumerate(columns.values())}
-        path = Path(trainer.default_root_dir) / "figures/samples.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, allow_pickle=False, titles=np.array(list(columns)), **arrays)
+        arrays["titles"] = np.array(list(columns))
+        replace_arrays(Path(trainer.default_root_dir) / "figures/samples.npz", arrays)
 
 
 def _measurable(trainer: pl.Trainer, method: Any) -> bool:

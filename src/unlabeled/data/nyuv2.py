@@ -145,7 +145,7 @@ def _kept(
         root / f"{name}-{digest([repr((FORMAT, sizes, list(rows))).encode()], None, ())[:16]}.npy"
     )
     if path.is_file():
-        with suppress(OSError, ValueError, EOFError):  # damaged: it is made again
+        with suppress(Exception):  # damaged, which numpy says in any way: it is made again
             return np.load(path, mmap_mode="c", allow_pickle=False)
     log.warning("unpacking %s, once", path)
     try:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlabeled.disk import replace_arrays
 from unlabeled.draws import seed_of, subset
 from unlabeled.evaluate.contract import FINAL, Data
 from unlabeled.evaluate.store import FeatureStore
@@ -26,7 +27,7 @@ def write(folder: Path, store: FeatureStore, backbone: nn.Module, data: Any, *, 
     near = neighbours(features, data, seed=seed)
     dots = embedding(features, data.labels("test"), classes=data.classes, seed=seed)
     for name, arrays in (("neighbours", near), ("embedding", dots)):
-        np.savez_compressed(folder / f"{name}.npz", allow_pickle=False, **arrays)
+        replace_arrays(folder / f"{name}.npz", arrays)
 
 
 def final(store: FeatureStore, backbone: nn.Module, data: Any) -> Tensor | None:

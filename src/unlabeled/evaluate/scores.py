@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from unlabeled.disk import replace, replace_arrays
 
 BESIDE = (  # what every score carries
     "protocol",
@@ -69,15 +69,13 @@ class Scores:
                 details["baselines"]["supervised"] = value
 
     def write(self, folder: Path) -> None:
-        """`scores.json` and `scores_details.json`, each whole or not at all, and figures/*.npz.
+        """`scores.json`, `scores_details.json` and figures/*.npz, each whole or not at all.
 
         Scores of evaluations that are not among these stay in the files.
         """
         folder.mkdir(parents=True, exist_ok=True)
         for name, arrays in self.figures.items():
-            path = folder / "figures" / (name.replace("/", ".") + ".npz")
-            path.parent.mkdir(exist_ok=True)
-            np.savez_compressed(path, allow_pickle=False, **arrays)
+            replace_arrays(folder / "figures" / (name.replace("/", ".") + ".npz"), arrays)
         for file, new in (
             ("scores_details.json", self._details),
             ("scores.json", self._values),  # last: whoever finds it finds the details
@@ -85,9 +83,7 @@ class Scores:
             path = folder / file
             old = json.loads(path.read_text()) if path.exists() else {}
             kept = {name: x for name, x in old.items() if evaluation_of(name) not in self.finished}
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(json.dumps({**kept, **new}, indent=2, allow_nan=False) + "\n")
-            partial.replace(path)
+            replace(path, json.dumps({**kept, **new}, indent=2, allow_nan=False) + "\n")
 
 
 def _interval(bounds: Any) -> bool:

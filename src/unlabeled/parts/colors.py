@@ -171,7 +171,10 @@ class ColorBins(nn.Module):
 def _frequencies(path: str, bins: Tensor) -> Tensor:
     if not Path(path).is_file():
         raise ValueError(f"no file of colour frequencies at {path}: see prior")
-    found = np.load(path)
+    try:
+        found = np.asarray(np.load(path))
+    except Exception as error:  # on what is no such file numpy raises nearly anything
+        raise ValueError(f"{path} cannot be read as colour frequencies: {error}") from error
     if found.shape != (len(bins),) or found.min() < 0 or not found.sum() > 0:
         raise ValueError(f"{path} holds no frequencies of {len(bins)} bins: {found.shape}")
     parts = found.astype(np.float64) / found.sum()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+log = logging.getLogger(__name__)
 Curve = list[tuple[int, float]]  # (step, value), by step
 
 
@@ -107,14 +109,19 @@ def _json(path: Path) -> dict[str, Any]:
 def _arrays(path: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # on damaged files zipfile and numpy raise nearly anything
+        log.warning("%s is damaged and not shown (%s)", path, error)
+        return None
 
 
 def _figures(folder: Path) -> dict[str, Mapping[str, np.ndarray]]:
     """What evaluations drew: the trained backbone's first, then its baselines'."""
     paths = sorted(folder.glob("*.*.npz"), key=lambda p: (p.name.startswith("baseline."), p.name))
-    return {path.stem: _arrays(path) or {} for path in paths}
+    found = {path.stem: _arrays(path) for path in paths}
+    return {name: arrays for name, arrays in found.items() if arrays is not None}
 
 
 def _curves(path: Path) -> dict[str, Curve]:
