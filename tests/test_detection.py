@@ -17,8 +17,11 @@ from unlabeled.evaluate.contract import Subject
 from unlabeled.evaluate.detection import Detection
 from unlabeled.evaluate.drawing import SIDE, palette, with_boxes
 from unlabeled.evaluate.iterations import Iterations, drawn
+from unlabeled.evaluate.keypoints import KeyPoints
+from unlabeled.evaluate.normals import Normals
 from unlabeled.evaluate.objects import flipped
 from unlabeled.evaluate.pixels import PixelMaps, Pixels
+from unlabeled.evaluate.segmentation import Segmentation
 from unlabeled.evaluate.suite import evaluate
 from unlabeled.evaluate.trunk import cut, dilate, freeze_to, stages_of, still_norms
 from unlabeled.report import html
@@ -171,6 +174,32 @@ def test_backbones_without_stages_are_refused():
         stages_of(Net())
     with pytest.raises(ValueError, match=r"ResNet has no stages \['res5'\]"):
         detection().tune(subject(ResNet(depth=18, width=16, stem="small", last="res4")))
+
+
+def test_backbones_that_do_not_fit_are_known_at_once(tmp_path):
+    class Fixed(Net):
+        def stages(self, x):  # as vision transformers do
+            assert x.shape[-1] == 32, "Input height (128) doesn't match model (32)."
+            return super().stages(x)
+
+    evals = {"c4": detection(), "fpn": detection(head="fpn", anchors=[8] * 5)}
+    evals |= {
+        "maps": Segmentation(),
+        "normals": Normals(dilate=True),
+        "points": KeyPoints(freeze_at=3),
+    }
+    fits = small()
+    before = fits.state_dict().copy()
+    for evaluation in evals.values():
+        assert "has no stages" in evaluation.misfit(Net())
+        assert "doesn't match" in evaluation.misfit(Fixed())
+        assert evaluation.misfit(fits) is None
+    assert all(torch.equal(x, before[name]) for name, x in fits.state_dict().items())
+    assert Segmentation(dilate=False).misfit(Net()) is Normals().misfit(Fixed()) is None
+    given = {"backbone": Net(), "data": Rectangles(), "out": tmp_path, "seed": 0}
+    assert "has no stages" in evaluate({"c4": evals["c4"]}, **given).skipped["c4"]
+    with pytest.raises(ValueError, match="'c4' cannot run: the backbone Net has no stages"):
+        evaluate({"c4": evals["c4"]}, explicit=True, **given)
 
 
 def test_pixels_are_a_trunk_of_places_as_wide_as_a_resnets():

@@ -15,7 +15,14 @@ from unlabeled.evaluate.frozen import same_everywhere
 from unlabeled.evaluate.iterations import Iterations, Place, seeded, train
 from unlabeled.evaluate.objects import Example, detect, drawn, flipped, reader, sheet
 from unlabeled.evaluate.pixels import Pixels
-from unlabeled.evaluate.trunk import freeze_to, stages_of, still_norms, synchronised, with_maps
+from unlabeled.evaluate.trunk import (
+    freeze_to,
+    stages_of,
+    still_norms,
+    synchronised,
+    unfit,
+    with_maps,
+)
 
 CALLED = {"coco": "COCO", "voc07": "VOC2007's 11 recalls, as Detectron2 averages it"}
 
@@ -150,6 +157,10 @@ class Detection:
             if not {"boxes", "box_labels"} <= known:
                 return f"the {split} images have no boxes with labels (data=voc07 and scenes do)"
         return None if len(data.classes) else "the boxes' classes have no names"
+
+    def misfit(self, backbone: nn.Module) -> str | None:
+        """Why this backbone cannot detect."""
+        return unfit(backbone, *([("res4", "res5")] if self.plan.head == "c4" else []))
 
     def tune(self, subject: Subject) -> Result:
         """Trains a detector on the subject's backbone and scores it."""

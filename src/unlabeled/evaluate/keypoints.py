@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlabeled.draws import Draws, subset
 from unlabeled.evaluate.annotated import FROZEN, Counted, Poly, freeze, lacks
@@ -16,6 +16,7 @@ from unlabeled.evaluate.iterations import Place, train
 from unlabeled.evaluate.keypoints_scored import Limits, predicted, scored, sheet
 from unlabeled.evaluate.posed import Cutter, Example, Objects, Unit, flipped, objects
 from unlabeled.evaluate.regressor import loss, regressor
+from unlabeled.evaluate.trunk import unfit
 
 
 class KeyPoints:
@@ -135,6 +136,10 @@ class KeyPoints:
         if missing := [name for name in wanted if name not in known]:
             return f"there are no key-points {missing}, only {list(known)}"
         return None
+
+    def misfit(self, backbone: nn.Module) -> str | None:
+        """Why this backbone cannot be trained so."""
+        return unfit(backbone) if 1 < self.freeze_at < FROZEN else None
 
     def tune(self, subject: Subject) -> Result:
         """Trains a head, and what of the backbone is not frozen, and scores it."""

@@ -29,6 +29,7 @@ from unlabeled.evaluate.directions import Words, codebook
 from unlabeled.evaluate.frozen import frozen, same_everywhere
 from unlabeled.evaluate.iterations import Place, seeded, train
 from unlabeled.evaluate.normals_scored import figure, score
+from unlabeled.evaluate.trunk import unfit
 from unlabeled.truth import UNKNOWN
 
 AUXILIARY = 0.4  # weight of the auxiliary head's loss (Zhao et al., 2017)
@@ -128,6 +129,12 @@ class Normals:
     def obstacle(self, data: Data) -> str | None:
         """Why these data are not enough."""
         return lacks(data, "normals")
+
+    def misfit(self, backbone: nn.Module) -> str | None:
+        """Why this backbone cannot be trained so."""
+        if self.dilate:
+            return unfit(backbone, ("res3", "res4"), ("res4", "res5"))
+        return unfit(backbone) if 1 < self.freeze_at < FROZEN else None
 
     def tune(self, subject: Subject) -> Result:
         """Trains a head, and what of the backbone is not frozen, and scores it."""

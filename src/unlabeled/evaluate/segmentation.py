@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlabeled import dist
 from unlabeled.draws import Draws, subset
@@ -17,7 +17,7 @@ from unlabeled.evaluate.iterations import Iterations, Place, seeded, train
 from unlabeled.evaluate.overlap import accuracy, by_class, counts, intervals, mean_iou
 from unlabeled.evaluate.pixels import Pixels
 from unlabeled.evaluate.segmenter import Example, Segmenter, answers, cut, head_of, reader
-from unlabeled.evaluate.trunk import dilate, last_stage, still_norms, synchronised, with_maps
+from unlabeled.evaluate.trunk import dilate, last_stage, still_norms, synchronised, unfit, with_maps
 from unlabeled.truth import UNKNOWN
 
 
@@ -121,6 +121,11 @@ class Segmentation:
             if "segmentation" not in known:
                 return f"the {split} images have no segmentation (data=voc12_segmentation has)"
         return None if len(data.classes) else "the pixels' classes have no names"
+
+    def misfit(self, backbone: nn.Module) -> str | None:
+        """Why this backbone cannot segment."""
+        cuts = [("res4", "res5")] if self.dilate else []
+        return unfit(backbone, *cuts, needed=last_stage)
 
     def tune(self, subject: Subject) -> Result:
         """Trains the head, and the trunk if it is to, and scores the test images."""

@@ -4,7 +4,7 @@ Nothing here knows any architecture: a trial pass through `backbone.stages` show
 makes which map, and automatic differentiation which parameters are behind it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -123,6 +123,27 @@ def module_between(backbone: nn.Module, before: str, after: str) -> str:
         f"no module of the backbone {type(backbone).__name__} makes {after} of {before}: use a "
         "head that reads stages as they are (head=fpn, or dilate=false)"
     )
+
+
+def unfit(
+    backbone: nn.Module, *cuts: tuple[str, str], needed: Callable[[nn.Module], Any] = stages_of
+) -> str | None:
+    """Why a backbone cannot be taken apart, or None.
+
+    Args:
+        backbone: is looked at only.
+        cuts: pairs of stages, the second of which must be one module that makes it of the first.
+        needed: what it must have besides.
+    """
+    try:
+        needed(backbone)
+        if cuts:
+            stages_of(backbone)
+        for before, after in cuts:
+            module_between(backbone, before, after)
+    except (ValueError, AssertionError) as error:  # vision transformers assert an image's size
+        return str(error)
+    return None
 
 
 def cut(backbone: nn.Module, before: str, after: str) -> tuple[nn.Module, Passed]:
