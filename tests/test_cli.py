@@ -134,6 +134,14 @@ def test_processes_that_a_run_starts_tell_no_more_than_it_does(app, monkeypatch,
     assert ("Traceback" in err) == asked
 
 
+def test_a_sweeps_folder_that_cannot_be_is_named_as_such(app, tmp_path):
+    (tmp_path / "taken").touch()
+    code, _, err = app("-m", "seed=0,1", "hydra.sweep.dir=taken")
+    assert code == 2
+    assert err.startswith("unlabeled: cannot write in the sweep's folder")
+    assert err.endswith("choose another hydra.sweep.dir\n")
+
+
 @pytest.mark.parametrize("seed", [14, 15])
 def test_an_interruption_ends_with_130(app, seed):
     code, _, err = app(f"seed={seed}", "hydra.run.dir=run")

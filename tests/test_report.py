@@ -253,6 +253,12 @@ def test_curves_survive_a_broken_file(tmp_path):
     assert curves["health/std"] == [(1, 0.5), (2, 0.6)]
 
 
+def test_a_damaged_file_of_scores_is_named(tmp_path):
+    (tmp_path / "scores.json").write_text('{"knn/')
+    with pytest.raises(ValueError, match=r"scores.json is damaged .*: delete it"):
+        read(tmp_path)
+
+
 def test_rows_put_each_baseline_beside_its_score(run):
     found = read(run)
     table = {row.name: row for row in rows(found.scores, found.details)}

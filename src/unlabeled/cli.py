@@ -178,8 +178,9 @@ def _run(job: _Job, arguments: Namespace) -> int:
         reason = error if isinstance(error, OSError) else error.__cause__  # of its log file
         if job.began or not isinstance(reason, OSError):
             raise
+        what = "sweep" if arguments.multirun else "run"
         raise InputError(
-            f"cannot write in the run's folder ({reason}): choose another hydra.run.dir"
+            f"cannot write in the {what}'s folder ({reason}): choose another hydra.{what}.dir"
         ) from error
     if job.error is not None:
         raise job.error

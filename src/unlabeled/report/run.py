@@ -103,7 +103,12 @@ def _yaml(text: str) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it, and what it held is made again"
+        ) from error
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray] | None:
