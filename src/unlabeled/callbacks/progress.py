@@ -84,7 +84,7 @@ class Progress(ProgressBar):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Shows the last step."""
         if self.enabled:
-            self._show(trainer)
+            self._show(trainer, begun=trainer.current_epoch)  # all are over, and counted
             self._stop()
 
     def on_exception(self, *args: Any) -> None:
@@ -105,14 +105,14 @@ class Progress(ProgressBar):
             self._bar.stop()
             self._bar = None
 
-    def _show(self, trainer: pl.Trainer) -> None:
+    def _show(self, trainer: pl.Trainer, begun: int | None = None) -> None:
         self._shown = monotonic()
         text = "  ".join(self._numbers(trainer))
         if self._bar:
             self._bar.update(
                 self._task,
                 completed=trainer.global_step,
-                description=_epoch(trainer),
+                description=_epoch(trainer, begun),
                 text=text,
             )
             return
@@ -120,7 +120,7 @@ class Progress(ProgressBar):
         done = f"{step}/{total}" if total else f"{step}"
         left = f"  {self._left(step, total)}" if total else ""
         # Not through rich, which would wrap the line at 80 columns.
-        print(f"{_epoch(trainer)}  step {done}  {text}{left}", file=sys.stdout, flush=True)
+        print(f"{_epoch(trainer, begun)}  step {done}  {text}{left}", file=sys.stdout, flush=True)
 
     def _numbers(self, trainer: pl.Trainer) -> list[str]:
         loss = trainer.progress_bar_metrics.get("train/loss")
@@ -149,8 +149,8 @@ def _total(trainer: pl.Trainer) -> int | None:
     return int(steps) if math.isfinite(steps) else None
 
 
-def _epoch(trainer: pl.Trainer) -> str:
-    last, now = trainer.max_epochs, trainer.current_epoch + 1
+def _epoch(trainer: pl.Trainer, begun: int | None = None) -> str:
+    last, now = trainer.max_epochs, trainer.current_epoch + 1 if begun is None else begun
     if last is None or last < 0:
         return f"epoch {now}"
     return f"epoch {min(now, last)}/{last}"
