@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +177,17 @@ def test_the_trained_checkpoint_is_an_artifact(runs):
         (entry,) = artifact.manifest.contents
         held = torch.load(entry.local_path, weights_only=True)  # not the one that replaced it
         assert held["global_step"] == updates
+
+
+def test_an_artifact_counts_updates_that_no_curve_has(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,epoch,train/loss\n2799,14,1.0\n")
+    (tmp_path / "status.json").write_text(json.dumps({"updates": 2805, "epochs": 15}))
+    (tmp_path / "last.ckpt").touch()
+    given = []
+    board = SimpleNamespace(log_files=given.append)
+    boards = Dashboards(tmp_path, [lambda about: board])
+    boards.keep("checkpoint", [tmp_path / "last.ckpt"])
+    assert given[0].facts == {"updates": 2805, "epochs": 15}
 
 
 def test_lineage_names_the_run_that_a_run_starts_from(runs):

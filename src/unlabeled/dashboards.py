@@ -73,7 +73,10 @@ class Dashboards:
         if not (there and self.boards and self._shows):
             return
         run = read(self.folder)
-        facts = {"updates": dashboard.last_step(run) + 1, "epochs": run.status.get("epochs")}
+        updates = run.status.get("updates")
+        if updates is None:  # curves do not have them all
+            updates = dashboard.last_step(run) + 1
+        facts = {"updates": updates, "epochs": run.status.get("epochs")}
         for board in self.boards:
             board.log_files(Files(kind, there, facts, stay))
 

@@ -85,6 +85,7 @@ class Folder:
             "seconds": None,
             "trained": self.before.get("trained"),
             "epochs": self.before.get("epochs"),
+            "updates": self.before.get("updates"),
             "evaluated": self.before.get("evaluated", {}),
             "run": digest(self.identity),
             "identity": self.identity,
@@ -142,10 +143,11 @@ class Folder:
             return self.cfg.resume == "auto"
         return self._newest is not None and self.before.get("trained") == self.target
 
-    def mark_trained(self, epochs: int) -> None:
-        """Notes that training reached its end, after so many epochs; older weights' scores go."""
+    def mark_trained(self, epochs: int, updates: int) -> None:
+        """Notes that training reached its end, after so many; older weights' scores go."""
         self._forget_scores()
-        self.status |= {"trained": self.target, "epochs": epochs, "evaluated": {}}
+        done = {"trained": self.target, "epochs": epochs, "updates": updates}
+        self.status |= {**done, "evaluated": {}}
         self._write("status.json", self.status)
 
     def mark_evaluated(self, evaluations: Sequence[str]) -> None:

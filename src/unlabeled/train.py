@@ -119,7 +119,7 @@ def _fit(cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, 
             raise
     if trainer.interrupted:
         raise KeyboardInterrupt
-    folder.mark_trained(trainer.current_epoch)
+    folder.mark_trained(trainer.current_epoch, trainer.global_step)
     return trainer.current_epoch
 
 
