@@ -54,7 +54,7 @@ def trained(compose, tmp_path_factory):
         cfg = compose(
             f"experiment=cifar10/{method}",
             *(f"data.root={root}", "data.layout.download=false", "data.limit=5000"),
-            *([] if method in ("cpc", "mae", "seer") else ["backbone.width=16"]),  # of ResNets
+            *([] if method in ("cpc", "cpc_v2", "mae", "seer") else ["backbone.width=16"]),  # of ResNets
             *("data.batch_size=128", f"trainer.max_epochs={EPOCHS.get(method, 8)}"),
             *("trainer=cpu", "trainer.log_every_n_steps=1", "evals=knn"),
             *(*OWN.get(method, []), *source),
