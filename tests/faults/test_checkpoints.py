@@ -248,7 +248,7 @@ def test_callbacks_that_watch_are_known():
         for node in OmegaConf.load(CONF / f"callbacks/{name}.yaml").values()
         if OmegaConf.is_dict(node)
     }
-    assert found == {*WATCHING, "finite", "chunks"}
+    assert found == {*WATCHING, "finite", "chunks", "norm_groups"}
 
 
 def test_what_stopped_may_go_on_by_skipping_but_not_the_other_way(compose):
