@@ -10,6 +10,7 @@ from processes import on_processes, value_and_gradient
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from test_papers import batch_of
 from torch import nn
+from torch.nn.grad import conv2d_input
 
 from unlabeled.augment.holes import Holes, pattern, shrunk, windows
 from unlabeled.augment.views import Views
@@ -24,6 +25,7 @@ from unlabeled.parts.adversary import (
     discriminator_loss,
     generator_loss,
     judged,
+    with_old_outputs,
 )
 from unlabeled.parts.decoder import last_map
 from unlabeled.parts.discriminator import Discriminator
@@ -440,6 +442,66 @@ def test_neither_sides_step_gives_the_other_gradients():
     for p, g in zip(net.parameters(), ours, strict=True):
         assert p.requires_grad
         assert torch.equal(p.grad, g)
+
+
+def slope(x):
+    return torch.where(x > 0, x.new_tensor(1), 0.2)
+
+
+def test_old_outputs_go_back_through_new_weights():
+    """DCGAN's Torch code: maps and losses of D before its step, its weights after it."""
+    torch.manual_seed(0)
+    net = Discriminator(side=16, width=4, norm="batch").double()
+    true, made = torch.randn(2, 6, 3, 16, 16).double()
+    made.requires_grad_()
+    old, other = copy.deepcopy(net), copy.deepcopy(net)
+    maps = [made.detach()]
+    for layer in copy.deepcopy(old.layers):
+        maps.append(layer(maps[-1].clone()).detach())  # ReLUs write in place
+    said = maps[-1].flatten()
+    told, fooled = with_old_outputs(
+        net, true, made, torch.optim.SGD(net.parameters(), 5.0), "non_saturating"
+    )
+    expected = discriminate(other, true, made, torch.optim.SGD(other.parameters(), 5.0))
+    torch.testing.assert_close(told, expected)
+    torch.testing.assert_close(fooled.detach(), generator_loss(said, "non_saturating"))
+    for p, q, before in zip(net.parameters(), other.parameters(), old.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+        assert (p - before).abs().max() > 0.01
+
+    stepped = [p.grad.clone() for p in net.parameters()]
+    fooled.backward()
+    assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), stepped, strict=True))
+    first, _, second, norm, _, last = net.layers
+    x, a0, a1, a2, a3, a4, _ = maps
+    g = (-1 / (1 + said.exp()) / 6).view(6, 1, 1, 1)
+    g = conv2d_input(a4.shape, last.weight, g) * slope(a3)
+    centred = a2 - a2.mean((0, 2, 3), keepdim=True)
+    deviation = (centred.square().mean((0, 2, 3), keepdim=True) + norm.eps).sqrt()
+    hat = centred / deviation
+    means = [v.mean((0, 2, 3), keepdim=True) for v in (g, g * hat)]
+    g = norm.weight.view(1, -1, 1, 1) / deviation * (g - means[0] - hat * means[1])
+    g = conv2d_input(a1.shape, second.weight, g, stride=2, padding=1)
+    g = conv2d_input(x.shape, first.weight, g * slope(a0), stride=2, padding=1)
+    torch.testing.assert_close(made.grad, g)
+    for d in (old, net):  # neither of the two alone
+        (plain,) = torch.autograd.grad(judged(d, made, "non_saturating"), made)
+        assert (plain - g).norm() > 0.05 * g.norm()
+
+
+def test_the_generator_can_be_judged_by_old_outputs(tiny):
+    found = {}
+    for asked in (False, True):
+        one = ["trainer.max_steps=1", "method.lambda_adv=0.5", "method.optim.warmup=0"]
+        method, data, trainer = tiny("inpainting_adversarial", *one, f"method.old_outputs={asked}")
+        trainer.fit(method, data)
+        found[asked] = method.state_dict()
+    differ = {
+        name.split(".")[0]
+        for name, x in found[False].items()
+        if "running" not in name and "tracked" not in name and not torch.equal(x, found[True][name])
+    }
+    assert differ == {"backbone", "decoder"}  # D made the same step
 
 
 def test_a_discriminators_layers():

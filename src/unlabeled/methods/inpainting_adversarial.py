@@ -10,7 +10,7 @@ weights mean the same. D sees what fills the hole, never what is around it. The 
 -log D(F) in place of log(1 - D(F)) (`adversary`), and shows D whole images where regions are random
 (`judges`). D and F take turns on each batch: D's step first, on what F fills in now, then F's
 against the new D, at `generator_lr` times the rate. (That code sends outputs of the old D back
-through the new one.) Each has an optimizer and a schedule, both of the same recipe.
+through the new one: `old_outputs`.) Each has an optimizer and a schedule, both of the same recipe.
 
 Traps: true and made holes are batches of their own for D, or its batch norm would tell them apart;
 D's step gives F no gradient, nor F's step D. D runs in full precision, and only F's step counts as
@@ -42,6 +42,7 @@ class InpaintingAdversarial(Method):
         adversary: what F lowers: "minimax" or "non_saturating".
         judges: D sees the "hole" (cut out of the centre, or else on grey), or a whole "image".
         generator_lr: F's learning rate in D's.
+        old_outputs: whether F lowers what D said before its step.
     """
 
     pretext: ClassVar[bool] = True
@@ -61,6 +62,7 @@ class InpaintingAdversarial(Method):
         adversary: adversaries.Kind = "minimax",
         judges: Literal["hole", "image"] = "hole",
         generator_lr: float = 10.0,
+        old_outputs: bool = False,
     ) -> None:
         turns = adversaries.Turns(optim, {"discriminator": 1.0}, factor=generator_lr)
         super().__init__(backbone, augment, cast(Any, turns))
@@ -78,7 +80,7 @@ class InpaintingAdversarial(Method):
         self.decoder, self.discriminator = decoder(self.feature_dim), discriminator
         self.overlap_weight, self.lambda_rec, self.lambda_adv = weights.values()
         self.adversary: adversaries.Kind = adversary
-        self.whole = judges == "image"
+        self.whole, self.old_outputs = judges == "image", old_outputs
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """F's terms. In training D makes its step on the way, before it judges F."""
@@ -94,9 +96,13 @@ class InpaintingAdversarial(Method):
         )
         true, made = self._judged(image, mask), self._judged(filled, mask)
         optimizer = cast(Any, self.optimizers(False))[self.turn] if self.training else None
-        told = adversaries.discriminate(self.discriminator, true, made, optimizer)
+        d, kind = self.discriminator, self.adversary
+        if optimizer is not None and self.old_outputs:
+            told, adversarial = adversaries.with_old_outputs(d, true, made, optimizer, kind)
+        else:
+            told = adversaries.discriminate(d, true, made, optimizer)
+            adversarial = adversaries.judged(d, made, kind)
         self.note("discriminator", told)
-        adversarial = adversaries.judged(self.discriminator, made, self.adversary)
         weighted = self.lambda_rec * reconstruction, self.lambda_adv * adversarial
         return dict(zip(("reconstruction", "adversarial"), weighted, strict=True))
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 
 from unlabeled import dist
@@ -41,17 +42,22 @@ def discriminate(
     processes, gradients are averaged over them.
     """
     loss = discriminator_loss(discriminator(true), discriminator(made.detach()))
-    if optimizer is None:
-        return loss.detach()
+    if optimizer is not None:
+        _step(discriminator, loss, optimizer)
+    return loss.detach()
+
+
+def _step(
+    discriminator: nn.Module, loss: Tensor, optimizer: Optimizer, keep_graph: bool = False
+) -> None:
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward(retain_graph=keep_graph, inputs=list(discriminator.parameters()))
     if dist.world_size() > 1:
         grads = [cast(Tensor, p.grad) for p in discriminator.parameters()]
         mean = dist.reduce_sum(torch.cat([g.flatten() for g in grads])) / dist.world_size()
         parts = mean.split([g.numel() for g in grads])
         torch._foreach_copy_(grads, [x.view_as(g) for x, g in zip(parts, grads, strict=True)])
     optimizer.step()
-    return loss.detach()
 
 
 @full_precision
@@ -61,6 +67,24 @@ def judged(discriminator: nn.Module, made: Tensor, kind: Kind) -> Tensor:
     loss = generator_loss(discriminator(made), kind)
     discriminator.requires_grad_(True)
     return loss
+
+
+@full_precision
+def with_old_outputs(
+    discriminator: nn.Module, true: Tensor, made: Tensor, optimizer: Optimizer, kind: Kind
+) -> tuple[Tensor, Tensor]:
+    """What `discriminate` and `judged` give where D sees made images once (DCGAN's Torch code).
+
+    The generator's loss is of what D said before its step; its gradient goes through the maps of
+    that pass and the weights that D has after the step.
+    """
+    told_true, shown = discriminator(true), made.detach().requires_grad_()
+    with saved_tensors_hooks(Tensor.detach, lambda x: x):  # weights may change
+        said = discriminator(shown)
+    loss, fooled = discriminator_loss(told_true, said), generator_loss(said, kind)
+    _step(discriminator, loss, optimizer, keep_graph=True)
+    (gradient,) = torch.autograd.grad(fooled, shown)
+    return loss.detach(), fooled.detach() + (gradient * (made - shown.detach())).sum()
 
 
 class Turns:
