@@ -1,11 +1,13 @@
 """Diverse colourisation: the VAE's terms, the mixture, samples, and processes against one."""
 
+import copy
 import math
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from processes import on_processes, value_and_gradient
 from test_colorization import coloured, uniform
 from torch import nn
@@ -16,17 +18,15 @@ from unlabeled.dist import rank, world_size
 from unlabeled.draws import Draws
 from unlabeled.methods.diverse_colorization import DiverseColorization
 from unlabeled.optim import Optim
-from unlabeled.parts.color_vae import (
+from unlabeled.parts.color_distances import (
     FLOOR,
-    ColorVAE,
     gradient_distance,
     kl_divergence,
     principal_axes,
     principal_distance,
-    scattered,
-    truncated_normal,
     weighted_distance,
 )
+from unlabeled.parts.color_vae import ColorVAE, scattered, truncated_normal
 from unlabeled.parts.dropout import dropped
 from unlabeled.parts.field_error import error_of_best
 from unlabeled.parts.mixture import MixtureHead, likeliest, mixture_loss
@@ -378,6 +378,34 @@ def test_axes_come_from_the_training_images_once(tiny, monkeypatch):
     assert calls[0].abs().max() < 1e-3
     axes = method.vae.axes
     torch.testing.assert_close(axes @ axes.T, torch.eye(20), atol=1e-5, rtol=0)
+
+
+def test_a_second_run_keeps_the_autoencoder_of_the_first(tiny, tmp_path):
+    first, data, trainer = tiny("diverse_colorization", "method.vae.dropout=0.5")
+    trainer.fit(first, data)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    given = [f"method.source.path={tmp_path / 'first.ckpt'}", "method.vae.dropout=0.5", "seed=1"]
+    second, data, trainer = tiny("diverse_colorization", *given)
+    before = copy.deepcopy(second.state_dict())
+    trainer.fit(second, data)
+    changed = set()
+    for name, x in second.state_dict().items():
+        if name.startswith("vae."):
+            assert torch.equal(x, first.state_dict()[name]), name
+        elif not torch.equal(x, before[name]):
+            changed.add(name.split(".")[0])
+    assert changed == {"backbone", "mixture", "colors"}
+    batch = coloured(8)
+    assert set(second.train().loss(batch)) == {"mixture"}
+    assert not any(m.training for m in second.vae.modules())
+    assert second.measure(batch, 0) == second.measure(batch, 0)
+    with pytest.raises(InstantiationException, match=r"method\.source was made with other sizes"):
+        tiny("diverse_colorization", *given, "method.vae.dim=5")
+    other, data, trainer = tiny("colorization", "trainer.max_steps=1")
+    trainer.fit(other, data)
+    trainer.save_checkpoint(tmp_path / "other.ckpt")
+    with pytest.raises(InstantiationException, match=r"method\.source is a run of something else"):
+        tiny("diverse_colorization", f"method.source.path={tmp_path / 'other.ckpt'}")
 
 
 def test_images_for_the_axes_come_from_everywhere():

@@ -14,14 +14,14 @@ Colours of G are the decoded means of the likeliest components. principal_reduct
 L_pc by the numbers of a field; the official code has it in its network without grey skips alone.
 
 Both stages learn at once: z enters L_mdn without gradients, so that the VAE is what it would be
-alone, and the mixture follows it until the learning rate falls to 0. The backbone learns from
-L_mdn only. Where the official code (aditya12agd5/divcolor) differs the paper's is the default:
-kl_reduction=sum (the code sums KL over the batch, but averages the rest), divide_by=sigma (in the
-place of sigma^2), stop_gradient=false (the code drops what stop_gradient returns), truncated=true
-(noise), grey_skips=true with principal=0, and dropout, 0.3 in the VAE and 0.25 in the mixture.
+alone, and the mixture follows it until the learning rate falls to 0. One after the other, as in
+the paper: a second run, with the first as `source`, keeps its VAE. The backbone learns from L_mdn.
+Where the official code (aditya12agd5/divcolor) differs the paper's is the default: kl_reduction=sum
+(of KL alone), divide_by=sigma (not its square), stop_gradient=false (its result is dropped),
+truncated=true (noise), grey_skips=true with principal=0, dropout 0.3 (VAE), 0.25 (mixture).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, cast
 
 import torch
@@ -34,7 +34,7 @@ from unlabeled.method import Method
 from unlabeled.optim import Optim
 from unlabeled.parts.color_vae import ColorVAE, scattered
 from unlabeled.parts.colors import ColorBins, colored
-from unlabeled.parts.field_error import error_of_best, error_of_mean
+from unlabeled.parts.field_error import errors
 from unlabeled.parts.map_head import channels
 from unlabeled.parts.mixture import MixtureHead, likeliest
 
@@ -49,10 +49,10 @@ class DiverseColorization(Method):
         vae: of colour fields.
         mixture: makes the head: `unlabeled.parts.mixture.MixtureHead`, partial.
         fields: about how many training images give the principal components, once.
-        bin_size: of colours' rarity, with `mix`: see `ColorBins`.
-        mix: lambda.
+        bin_size, mix: of colours' rarity: see `ColorBins`.
         stop_gradient: whether z enters L_mdn without gradients.
         samples: colours per image in the report, at most the mixture's components.
+        source: what a run of this method ended with, for its VAE; null: both stages at once.
     """
 
     pretext: ClassVar[bool] = True
@@ -70,6 +70,7 @@ class DiverseColorization(Method):
         mix: float = 0.5,
         stop_gradient: bool = True,
         samples: int = 4,
+        source: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(backbone, augment, optim)
         self.vae = vae
@@ -80,6 +81,8 @@ class DiverseColorization(Method):
             raise ValueError(f"fields must be at least 2, got {fields}")
         self.fields, self.stop_gradient, self.samples = fields, stop_gradient, samples
         self.colors = ColorBins(bin_size=bin_size, mix=mix)
+        if source is not None:
+            vae.fix(source)
 
     def begin_epoch(self, epoch: int) -> None:
         if not self.vae.known:
@@ -98,23 +101,20 @@ class DiverseColorization(Method):
         if self.training:
             self.colors.count(nearest)
         dropout = self.draws("dropout", len(x)) if self.training else None
-        mu, log_var = self.vae.encode(ab / AB, dropout)
+        mu, log_var = self.vae.encode(ab / AB, None if self.vae.fixed else dropout)
         z = self.vae.sample(mu, log_var, self.draws("vae", len(x)))
-        weight = self.colors.weights()[nearest]
-        field = self.vae.decode(z, light)
         h = list(self.backbone.stages(x).values())[-1]  # type: ignore[operator]
         predicted = self.mixture(h, dropout)
         self.watch(features=h.mean((2, 3)))
         if not self.training:
             fields = self._fields(predicted, light, self.mixture.components) * AB
-            best = error_of_best(fields, ab).mean(0)
-            for k in (1, self.samples, self.mixture.components):
-                self.note(f"error_of_best_{k}", best[k - 1])
-            self.note("error_of_mean", error_of_mean(ab).mean())
-            self.note("variance", fields.var(1, correction=0).sum(1).mean())
-        aim = z.detach() if self.stop_gradient else z
-        terms = self.vae.terms(field, ab / AB, weight, mu, log_var, self.progress)
-        return {**terms, "mixture": self.mixture.loss(aim, *predicted)}
+            for name, value in errors(fields, ab, (1, self.samples)).items():
+                self.note(name, value)
+        terms = {"mixture": self.mixture.loss(z.detach() if self.stop_gradient else z, *predicted)}
+        if not self.vae.fixed:
+            field, weight = self.vae.decode(z, light), self.colors.weights()[nearest]
+            terms |= self.vae.terms(field, ab / AB, weight, mu, log_var, self.progress)
+        return terms
 
     def _fields(self, predicted: tuple[Tensor, Tensor], light: Tensor, count: int) -> Tensor:
         """The likeliest fields (B, count, 2, S, S)."""

@@ -1,19 +1,26 @@
 """A variational autoencoder of colour fields and its loss (Deshpande et al., 2017)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.dist import world_size
 from unlabeled.draws import Draws, to
+from unlabeled.parts.color_distances import (
+    FLOOR,
+    gradient_distance,
+    kl_divergence,
+    principal_axes,
+    principal_distance,
+    weighted_distance,
+)
+from unlabeled.parts.continued import continue_from
 from unlabeled.parts.dropout import dropped, probability
-from unlabeled.parts.precision import full_precision, raised
+from unlabeled.parts.precision import raised
 
 LEAST = 4  # side of the smallest map
-FLOOR = 1e-4  # of variances along principal components, of fields in [-1, 1]
 
 
 class ColorVAE(nn.Module):
@@ -95,6 +102,25 @@ class ColorVAE(nn.Module):
             for wide, narrow in zip(widths[::-1], [*widths[-2::-1], width], strict=True)
         )
         self.last = nn.Conv2d(width, 2, 5, padding=2)
+        self.fixed = False
+
+    def fix(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what a run of the method ended with, and learns no more.
+
+        Args:
+            state: the method's, by name.
+
+        Raises:
+            ValueError: there is no such autoencoder in it.
+        """
+        mine = "vae."
+        own = {k.removeprefix(mine): x for k, x in state.items() if k.startswith(mine)}
+        continue_from(own, self.requires_grad_(False))
+        self.fixed = True
+        self.eval()
+
+    def train(self, mode: bool = True) -> "ColorVAE":
+        return super().train(mode and not self.fixed)
 
     def encode(self, field: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """mu and log sigma^2 (B, dim); nothing is dropped without draws."""
@@ -170,65 +196,6 @@ def _halved(channels: int, out: int) -> nn.Module:
 def _convolved(channels: int, out: int, stride: int = 1) -> nn.Module:
     convolution = nn.Conv2d(channels, out, 5, stride, padding=2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
-
-
-@full_precision
-def kl_divergence(mu: Tensor, log_var: Tensor, reduction: str = "mean") -> Tensor:
-    """KL(N(mu, sigma^2) || N(0, 1)) of rows (B, d), summed over d.
-
-    Args:
-        mu: (B, d).
-        log_var: log sigma^2.
-        reduction: over rows, "mean", or "sum" over the global batch (the official code).
-    """
-    each = (mu.square() + log_var.exp() - log_var - 1).sum(1) / 2
-    return each.mean() if reduction == "mean" else each.sum() * world_size()
-
-
-@full_precision
-def weighted_distance(field: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Mean over fields (B, 2, S, S) of sqrt(sum_p w_p |C_p - C'_p|^2), weight (B, S, S)."""
-    difference = (field - truth) * weight.sqrt()[:, None]
-    return torch.linalg.vector_norm(difference.flatten(1), dim=1).mean()
-
-
-@full_precision
-def gradient_distance(field: Tensor, truth: Tensor) -> Tensor:
-    """Mean over fields of the norm of the difference of their gradients, to right and down."""
-    difference = field - truth
-    steps = [difference.diff(dim=d).flatten(1) for d in (-1, -2)]
-    return torch.linalg.vector_norm(torch.cat(steps, 1), dim=1).mean()
-
-
-@full_precision
-def principal_distance(field: Tensor, truth: Tensor, axes: Tensor, variances: Tensor) -> Tensor:
-    """Mean over fields of their squared distance, along every axis in units of its variance.
-
-    sum_k (P_k.(C - C'))^2 / v_k + |rest of C - C'|^2 / v_K.
-
-    Args:
-        field: (B, 2, S, S).
-        truth: likewise.
-        axes: (K, 2 S S), orthonormal: P_1, ..., P_K of the training set's fields.
-        variances: (K,) of these along the axes, in descending order.
-    """
-    difference = (field - truth).flatten(1)
-    along = (difference @ axes.T).square()  # B K
-    rest = difference.square().sum(1) - along.sum(1)
-    return ((along / variances).sum(1) + rest.clamp(min=0) / variances[-1]).mean()
-
-
-def principal_axes(fields: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first principal axes (count, D) of fields (n, ...), and variances along them.
-
-    Variances are kept above a floor; where there are fewer axes, they are 0.
-    """
-    x = fields.flatten(1).double()
-    _, s, axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)
-    axes, variances = axes[:count], s[:count].square() / len(x)
-    missing = count - len(axes)
-    axes = F.pad(axes * (variances > 0)[:, None], (0, 0, 0, missing))
-    return axes.float(), F.pad(variances, (0, missing)).clamp(min=FLOOR).float()
 
 
 def scattered(data: Any, count: int, runs: int = 32) -> Iterator[Tensor]:

@@ -21,7 +21,8 @@ def continue_from(saved: Mapping[str, Tensor], module: nn.Module, new: Sequence[
     try:
         told = module.load_state_dict(state, strict=False)
     except RuntimeError as error:  # shapes
-        raise ValueError(f"method.source was made with other sizes: {error}") from error
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise ValueError(f"method.source was made with other sizes: {first[0].strip()}") from error
     missing = [name for name in told.missing_keys if not name.startswith(new)]
     if wrong := [*missing, *told.unexpected_keys]:
         raise ValueError(
