@@ -35,20 +35,34 @@ def found(newest: Path) -> list[Path]:
     return [by_age[age] for age in sorted(by_age)]
 
 
-def named(resume: str) -> Path:
+def named(resume: str, trainer: Mapping[str, Any]) -> Path:
     """The checkpoint that `resume=` names: a file, or a run's folder.
 
+    Args:
+        resume: the setting.
+        trainer: `max_epochs` and `max_steps` of the run that goes on from it.
+
     Raises:
-        InputError: there is none, or no good one.
+        InputError: there is none, or no good one, or it was trained for longer already.
     """
     path = Path(resume)
     path = path / "checkpoints" / NEWEST if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"resume={resume}: there is no checkpoint {path}")
     try:
-        read(path)
+        saved = read(path)
     except (DamagedError, ValueError, OSError) as error:
         raise InputError(f"resume={resume}: {error}") from error
+    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
+    for key, most, passed in (
+        ("max_epochs", epochs, saved["epoch"] + 1),
+        ("max_steps", steps, saved["global_step"]),
+    ):
+        if most is not None and 0 <= most < passed:
+            raise InputError(
+                f"resume={resume}: {path} is in its {key.removeprefix('max_')[:-1]} {passed}, and "
+                f"this run ends after {most}: write trainer.{key} of at least {passed}"
+            )
     return path
 
 

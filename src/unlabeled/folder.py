@@ -175,7 +175,7 @@ class Folder:
             return None
         if resume == "auto":
             return self._newest
-        return checkpoints.named(resume)
+        return checkpoints.named(resume, self.cfg.trainer)
 
     def load(self, backbone: nn.Module, checkpoint: Path) -> int:
         """The trained weights of a finished run into its backbone; the epochs it trained."""
