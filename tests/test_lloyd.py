@@ -14,7 +14,7 @@ from processes import on_processes
 from torch import Tensor
 
 from unlabeled.dist import rank, world_size
-from unlabeled.parts import clustering, lloyd
+from unlabeled.parts import clustering, features, lloyd
 from unlabeled.parts.clustering import kmeans, nmi
 from unlabeled.parts.features import principal
 
@@ -141,7 +141,7 @@ def shared(cuts, bad=False):
             return str(error)
         return "nothing was said"
     mine = x.split(cuts)[rank()]
-    components = principal(mine, 3, whiten=True, shared=True)
+    components = principal(mine, 3, whiten=True, shared=torch.device("cpu"))
     return {
         "found": tuple(lloyd.lloyd(mine, K, seed=4)),
         "spherical": tuple(lloyd.lloyd(F.normalize(mine, dim=1), 90, seed=4, spherical=True)),
@@ -239,3 +239,24 @@ def test_gpus_are_asked_for_where_there_are_any(monkeypatch):
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
     clustering.kmeans(x, K, gpus=True)
     assert told == [False, True, False]
+
+
+def test_processes_talk_by_the_device_that_trains(monkeypatch):
+    """Features lie on the CPU, and GPUs' processes exchange what lies on GPUs alone.
+
+    A device without memory stands for theirs here: no number comes back from it.
+    """
+    heard = []
+
+    def told(x):
+        heard.append(x.device.type)
+        return torch.ones(x.shape, dtype=x.dtype)
+
+    monkeypatch.setattr(clustering, "world_size", lambda: 2, raising=False)
+    monkeypatch.setattr(clustering, "broadcast", told)
+    monkeypatch.setattr(features, "reduce_sum", told)
+    x, away = points(), torch.device("meta")
+    lloyd.partition(x, K, 1, 0, whole=True, device=away)
+    assert heard == ["meta"] * 2  # labels and centroids
+    principal(x, 3, whiten=True, shared=away)
+    assert heard == ["meta"] * 5  # and the number of rows, their mean and their covariance

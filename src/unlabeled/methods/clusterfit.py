@@ -87,7 +87,8 @@ class ClusterFit(Method):
             width: int = source.dim  # type: ignore[assignment]
             features = extract(source, width, data, self.device, whole=self.whole)
         if self.pca is not None:
-            features = principal(features, self.pca, shared=not self.whole)
+            shared = None if self.whole else self.device
+            features = principal(features, self.pca, shared=shared)
         features = F.normalize(features, dim=1) if self.normalize else features
         seed, k = seed_of(self.seed, "clusters"), self.head.out_features
         labels = partition(features, k, self.iterations, seed, whole=self.whole, device=self.device)

@@ -101,12 +101,12 @@ class DeepCluster(Method):
         with evaluating(g := nn.Sequential(self.backbone, self.hidden)):
             f = extract(g, self.hidden.dim, self.trainer.datamodule, self.device, whole=self.whole)  # type: ignore[attr-defined]
         if self.pca is not None:
-            f = F.normalize(principal(f, self.pca, whiten=True, shared=not self.whole), dim=1)
+            shared = None if self.whole else self.device
+            f = F.normalize(principal(f, self.pca, whiten=True, shared=shared), dim=1)
         seed, k = seed_of(self.seed, "clusters", epoch), self.head.out_features
         labels = partition(f, k, self.iterations, seed, whole=self.whole, device=self.device)
         self.labels.update(labels, epoch)
-        noise = torch.randn(self.head.weight.shape, generator=Draws(seed, "head").generator)
-        self.head.weight.copy_(0.01 * noise)
+        self.head.weight.copy_(0.01 * Draws(seed, "head", rows=k).normal(self.hidden.dim))
         nn.init.zeros_(self.head.bias)
         self._forget()
 

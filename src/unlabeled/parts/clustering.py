@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.dist import broadcast, rank
+from unlabeled.dist import broadcast, rank, world_size
 from unlabeled.draws import Draws
 
 
@@ -27,6 +27,7 @@ def kmeans(
     seed: int = 0,
     spherical: bool = False,
     gpus: bool | None = None,
+    device: torch.device | None = None,
 ) -> Clusters:
     """k-means of every row, Euclidean, in the first process; equal on all.
 
@@ -43,6 +44,8 @@ def kmeans(
             product.
         gpus: distances are computed on all GPUs of this machine, where there are any, and round
             otherwise than on a CPU; none: if features lie on one.
+        device: where processes tell each other what was found, a GPU if they train on GPUs, which
+            exchange nothing else; none: where features lie.
 
     Raises:
         ValueError: more clusters than rows, or values that are not finite.
@@ -59,7 +62,10 @@ def kmeans(
             spherical=spherical,
             gpus=gpus,
         )
-    return Clusters(*(broadcast(x.to(features.device)).cpu() for x in (labels, centroids)))
+    if world_size() == 1:
+        return Clusters(labels, centroids)
+    device = features.device if device is None else device
+    return Clusters(*(broadcast(x.to(device)).cpu() for x in (labels, centroids)))
 
 
 def kmeans_alone(

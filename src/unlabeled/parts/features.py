@@ -74,7 +74,9 @@ def extract(
     return found
 
 
-def principal(features: Tensor, dim: int, *, whiten: bool = False, shared: bool = False) -> Tensor:
+def principal(
+    features: Tensor, dim: int, *, whiten: bool = False, shared: torch.device | None = None
+) -> Tensor:
     """The first principal components of features (n, d): (n, at most dim).
 
     Args:
@@ -82,9 +84,13 @@ def principal(features: Tensor, dim: int, *, whiten: bool = False, shared: bool 
         dim: how many.
         whiten: each to variance 1. Components without variance (fewer images than `dim`, dead
             units) are left out: whitened, they would be rounding errors.
-        shared: features are this process's rows out of those of all; the components are of all.
+        shared: features are this process's rows out of those of all, and the components are of
+            all; processes add up their sums on this device. None: each has all rows.
     """
-    add = reduce_sum if shared else lambda x: x
+
+    def add(x: Tensor) -> Tensor:
+        return x if shared is None else reduce_sum(x.to(shared)).to(x.device)
+
     parts, width = features.split(CHUNK), features.shape[1]
     n = add(torch.tensor(float(len(features)), dtype=torch.float64))
     mean, covariance = features.new_zeros(width).double(), torch.zeros(width, width).double()

@@ -118,7 +118,8 @@ def partition(
     if not whole:
         return lloyd(features, clusters, iterations=iterations, seed=seed, device=device).labels
     gpus = device.type == "cuda"
-    return kmeans(features, clusters, iterations=iterations, seed=seed, gpus=gpus).labels
+    found = kmeans(features, clusters, iterations=iterations, seed=seed, gpus=gpus, device=device)
+    return found.labels
 
 
 def _scale(rows: Tensor, total: int, device: torch.device) -> float:
