@@ -221,3 +221,14 @@ def test_a_backbone_may_see_pixels_without_mean_and_deviation():
     again = fresh(unit.config)
     assert isinstance(again, Unit)
     assert again.state_dict().keys() == unit.state_dict().keys()
+
+
+def test_the_projectors_last_norm_has_a_scale_and_no_shift():
+    backbone = nn.Linear(4, 4)
+    backbone.dim = 4
+    norm = SimCLR(backbone, nn.Identity(), None, hidden=6, dim=5).projector[-1]
+    assert norm.weight.requires_grad
+    assert not norm.bias.requires_grad
+    assert not norm.bias.any()
+    linear = SimCLR(backbone, nn.Identity(), None, hidden=6, dim=5, norm="none").projector[-1]
+    assert linear.weight.requires_grad

@@ -8,7 +8,8 @@ Chen, Kornblith, Norouzi and Hinton, ICML 2020. https://arxiv.org/abs/2002.05709
 
 Negatives come from the global batch, with gradients. The official code reports the sum of the
 two orders, 2 L, and its learning rate is for that (`scale` is 2 in experiment=imagenet). It also
-feeds images in [0, 1] without mean and deviation: backbone=unit. The paper says neither.
+feeds images in [0, 1] without mean and deviation: backbone=unit. Its projector has batch norm, the
+last one with a scale and no shift, as here. The paper says none of this.
 Lectures keep k = i in the sum (`include_self`), and name a hinge on norms (`norm_hinge`), which
 acts on embeddings before they are normalised.
 """
@@ -112,6 +113,8 @@ class SimCLR(Method):
         self.scale, self.joint, self.hinge = scale, joint, norm_hinge
         widths = [hidden] * (depth - 1)
         self.projector = mlp(self.feature_dim, *widths, dim, bias=False, norm=norm, last_norm=True)
+        if (shift := self.projector[-1].bias) is not None:
+            shift.requires_grad_(False)  # type: ignore[union-attr, operator]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         h = embed(self.backbone, batch["views"], joint=self.joint)
