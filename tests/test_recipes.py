@@ -40,6 +40,7 @@ STEPS = {
     },
     **{name: [120, 160] for name in ("moco", "npid")},
 }
+BICUBIC = {"barlow_twins", "byol", "dino", "simclr", "vicreg"}
 IMAGES = 1_281_167
 
 
@@ -76,6 +77,9 @@ def test_full_scale_recipes_are_the_published_ones(recipe, name):
     got = (cfg.data.batch_size, per_device, cfg.trainer.max_epochs)
     assert got == (batch, share, epochs)
     assert cfg.method.optim.weight_decay == decay
+    crops = cfg.decode.get("parts", {"all": cfg.decode}).values()
+    kinds = {crop.get("interpolation", "bilinear") for crop in crops}
+    assert kinds == {"bicubic" if name in BICUBIC else "bilinear"}
     lrs = rates(cfg, 100)
     assert max(lrs) == pytest.approx(lr, rel=1e-3)
     assert lrs[-1] == pytest.approx(last, rel=1e-3, abs=1e-12)
