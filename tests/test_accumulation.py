@@ -46,6 +46,17 @@ def test_halves_of_a_batch_accumulate_to_its_gradient(tiny):
     assert any((other[key] - v).abs().max() > 1e-3 for key, v in whole.items())
 
 
+def test_an_epochs_last_update_may_have_fewer_batches(tiny):
+    """Five batches, two at a time, are three updates: a rate that moves by epochs knows them."""
+    step = [f"method.optim.{x}" for x in ("schedule=step", "milestones=[0.25]", "warmup=0")]
+    lines = ["data.limit=80", "trainer.max_epochs=4", "trainer.accumulate_grad_batches=2"]
+    method, data, trainer = tiny("rotation", *lines, *step, "method.optim.interval=epoch")
+    rates = []
+    method.after_step = lambda: rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    trainer.fit(method, data)
+    assert rates == pytest.approx([rates[0]] * 3 + [0.1 * rates[0]] * 9)
+
+
 def test_halves_of_a_batch_have_other_negatives():
     """Why a loss that compares images accumulates to another one: docs/scale.md."""
     z = F.normalize(torch.randn(2, 16, 8, dtype=torch.float64), dim=2).requires_grad_()

@@ -244,7 +244,7 @@ class Method(pl.LightningModule):
         accumulated = self.trainer.accumulate_grad_batches
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         batch_size = data.batch_size * accumulated
-        per_epoch = max(1, data.count // batch_size)
+        per_epoch = max(1, math.ceil(data.count // data.batch_size / accumulated))
         return self.optim(
             self, batch_size=batch_size, steps=self._total_steps, steps_per_epoch=per_epoch
         )
