@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 
 from unlabeled.cli import building, conf_dir, launch
 from unlabeled.errors import InputError
+from unlabeled.precision import chosen
 
 APP = """
 import sys
@@ -265,6 +266,13 @@ def test_building_leaves_other_errors_alone():
         instantiate(node)
     with pytest.raises(KeyError), building():
         {}["x"]
+
+
+@pytest.mark.parametrize("asked", ["64-true", "bf16-true", 64])
+def test_parameters_are_kept_in_single_precision(asked):
+    with pytest.raises(ValueError, match=f"trainer.precision={asked} keeps .* choose bf16-mixed"):
+        chosen(asked, "cpu")
+    assert chosen("bf16-mixed", "cpu") == "bf16-mixed"
 
 
 def test_the_tree_is_found():

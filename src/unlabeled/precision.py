@@ -1,5 +1,14 @@
 """The number format that a machine computes fastest in."""
 
+OTHER = (
+    "64",
+    "64-true",
+    "bf16-true",
+    "16-true",
+    "transformer-engine",
+    "transformer-engine-float16",
+)
+
 
 def chosen(asked: str, accelerator: str) -> str:
     """bf16-mixed where the device computes bfloat16 faster than float32, else 32-true.
@@ -7,9 +16,17 @@ def chosen(asked: str, accelerator: str) -> str:
     Args:
         asked: Lightning's `precision`, or "auto".
         accelerator: Lightning's.
+
+    Raises:
+        ValueError: parameters would be kept in another format than float32.
     """
     import torch
 
+    if str(asked) in OTHER:
+        raise ValueError(
+            f"trainer.precision={asked} keeps parameters in another format than float32, which "
+            "views and memories are made in: choose bf16-mixed, 16-mixed, 32-true or auto"
+        )
     if asked != "auto":
         return asked
     if accelerator != "cpu" and torch.cuda.is_available():
