@@ -149,6 +149,10 @@ CIFAR = {
         *("decode.size=32", "method.decoder.widths=[16]", "method.decoder.units=16"),
         *("method.discriminator.side=16", "method.discriminator.width=8"),
     ],
+    "cifar10/inpainting_adversarial": [
+        *("decode.size=32", "method.decoder.widths=[16, 8, 8]", "method.decoder.units=16"),
+        "method.discriminator.width=8",
+    ],
 }
 BACKBONE = {
     "alexnet": ALEXNET,
@@ -362,7 +366,8 @@ def on_images(name: str) -> list[str]:
             return [f"experiment={option}", *small, *RENDERED[1:], *size, *SCENES[method]]
         small = [s for s in SMALLEST if not s.startswith(("data=", "data.root="))]
         small = [s for s in small if s != "backbone.width=16" or method not in OTHER_BACKBONE]
-        return [f"experiment={option}", *small, *CIFAR.get(method, []), "trainer.devices=1"]
+        own = CIFAR.get(option, CIFAR.get(method, []))
+        return [f"experiment={option}", *small, *own, "trainer.devices=1"]
     if group == "method":
         small = [s for s in SMALLEST if s != "backbone.width=16" or option not in OTHER_BACKBONE]
         return [*small, *chosen(option)]
