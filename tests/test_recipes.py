@@ -25,6 +25,7 @@ LARGE = {
     "pirl_jigsaw_rotation": (1024, 32, 400, 0.12, 1.2e-4, 1e-4),
     "pirl_mlp": (1024, 32, 800, 0.12, 1.2e-4, 1e-4),
     "pirl_rotation": (1024, 32, 400, 0.12, 1.2e-4, 1e-4),
+    "relative_position_resnet50": (512, 64, 70, 0.2, 2e-3, 1e-4),
     "rotation": (256, 32, 105, 0.1, 1e-5, 1e-4),
     "seer": (8192, 16, 1, 9.6, 9.6e-3, 1e-5),
     "simclr": (4096, 128, 1000, 4.8, 0, 1e-6),
@@ -39,6 +40,7 @@ STEPS = {
         for name in ("clusterfit", "distillation", "jigsaw", "rotation", "supervised")
     },
     **{name: [120, 160] for name in ("moco", "npid")},
+    "relative_position_resnet50": [30, 50],
 }
 BICUBIC = {"barlow_twins", "byol", "dino", "simclr", "vicreg"}
 IMAGES = 1_281_167
@@ -59,15 +61,16 @@ def recipe(compose):
 
 
 def rates(cfg, per_epoch):
-    """The learning rate at every update's start, and after the last."""
+    """A function: updates made before -> the learning rate; and how many updates there are."""
     optim = instantiate(cfg.method.optim)
     optim.optimizer = torch.optim.SGD
     steps = cfg.trainer.max_epochs * per_epoch
-    size, net = cfg.data.batch_size, torch.nn.Linear(2, 2)
+    size = cfg.data.batch_size
+    parts = ("hidden", "head")  # that a recipe may name
+    net = torch.nn.ModuleDict({part: torch.nn.Linear(2, 2) for part in parts})
     made = optim(net, batch_size=size, steps=steps, steps_per_epoch=per_epoch)
     schedule = made["lr_scheduler"]["scheduler"]
-    base = schedule.base_lrs[0]
-    return [base * schedule.lr_lambdas[0](step) for step in range(steps + 1)]
+    return lambda step: schedule.base_lrs[0] * schedule.lr_lambdas[0](step), steps
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -80,17 +83,19 @@ def test_full_scale_recipes_are_the_published_ones(recipe, name):
     crops = cfg.decode.get("parts", {"all": cfg.decode}).values()
     kinds = {crop.get("interpolation", "bilinear") for crop in crops}
     assert kinds == {"bicubic" if name in BICUBIC else "bilinear"}
-    lrs = rates(cfg, 100)
-    assert max(lrs) == pytest.approx(lr, rel=1e-3)
-    assert lrs[-1] == pytest.approx(last, rel=1e-3, abs=1e-12)
+    rate, steps = rates(cfg, 100)
+    assert max(map(rate, range(steps))) == pytest.approx(lr, rel=1e-3)
+    assert rate(steps) == pytest.approx(last, rel=1e-3, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_steps_fall_at_the_start_of_the_published_epochs(recipe, name):
     cfg, _ = recipe(name)
     for per_epoch in (7, IMAGES // 256):
-        lrs = rates(cfg, per_epoch)
-        drops = [i for i in range(1, len(lrs)) if lrs[i] < lrs[i - 1] * 0.5]
+        rate, steps = rates(cfg, per_epoch)
+        starts = range(per_epoch, steps, per_epoch)
+        near = range(1, steps) if per_epoch == 7 else [s + i for s in starts for i in (-1, 0, 1)]
+        drops = [step for step in near if rate(step) < rate(step - 1) * 0.5]
         assert drops == [epoch * per_epoch for epoch in STEPS[name]]
 
 
