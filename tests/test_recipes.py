@@ -99,6 +99,26 @@ def test_steps_fall_at_the_start_of_the_published_epochs(recipe, name):
         assert drops == [epoch * per_epoch for epoch in STEPS[name]]
 
 
+@pytest.mark.parametrize(
+    ("chosen", "updates", "published"),
+    [
+        ("method=colorization", 450_000, {2e5: (3e-5, 1e-5), 3.75e5: (1e-5, 3e-6)}),
+        (
+            "experiment=imagenet/colorization",
+            500_000,
+            {2.25e5: (3e-5, 3e-6), 4.5e5: (3e-6, 3e-7)},
+        ),
+    ],
+)
+def test_colorizations_rates_are_the_papers_and_the_official_codes(
+    compose, chosen, updates, published
+):
+    optim = instantiate(compose(chosen, "data=imagenet", "data.root=x").method.optim)
+    for step, rates in published.items():
+        got = [optim.lr * optim.factor(near / updates) for near in (step - 1, step + 1)]
+        assert got == pytest.approx(rates, rel=0.06)
+
+
 FILES = sorted([*CONF.glob("method/*.yaml"), *CONF.glob("experiment/**/*.yaml")])
 
 
