@@ -349,6 +349,7 @@ def test_an_error_ends_with_1_and_is_in_the_status(tmp_path, monkeypatch):
         (["resume=/nowhere/x.ckpt"], "/nowhere/x.ckpt"),
         (["backbone=checkpoint", "backbone.path=/nowhere/run"], "/nowhere/run"),
         (["method.temperature=-1"], "temperature"),
+        (["decode=one"], "2 chains for 1 crops"),  # the first batch tells
     ],
 )
 def test_wrong_input_ends_with_2(tmp_path, lines, says):

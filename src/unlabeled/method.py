@@ -44,7 +44,7 @@ class Method(pl.LightningModule):
         self.seen: dict[str, Tensor] = {}  # what callbacks watch: see `watch`
         self.backbone_config: dict[str, Any] | None = None  # kept in checkpoints
         self.run_identity: dict[str, Any] | None = None  # kept there too
-        self.started = False  # whether set-up is over
+        self.started = False  # whether a batch was learned from: before, sizes may not fit
         self._total_steps = 1
         self._prepared = False
         self.sharded = False  # whether weights lie in shards over the processes
@@ -200,9 +200,6 @@ class Method(pl.LightningModule):
                 + "\n  ".join(wrong)
             )
 
-    def on_train_start(self) -> None:
-        self.started = True
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.step = batch["step"]
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -212,6 +209,7 @@ class Method(pl.LightningModule):
         for name, term in terms.items():
             self.note(name, term)
         self.log("train/loss", self._everywhere(total), prog_bar=True)
+        self.started = True
         return total
 
     def _everywhere(self, x: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def _fit(cfg: DictConfig, folder: "Folder", trainer: "pl.Trainer", method: Any, 
     except Exception:
         if method.started:
             raise
-        with building():  # what set-up refuses is wrong input
+        with building():  # what set-up and the first batch refuse is wrong input
             raise
     if trainer.interrupted:
         raise KeyboardInterrupt
