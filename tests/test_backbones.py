@@ -288,6 +288,16 @@ def test_models_get_images_in_their_own_normalisation():
     assert set(model.state_dict()) == {f"model.{k}" for k in model.model.state_dict()}
 
 
+@pytest.mark.parametrize("ask", [lambda m, x: m(x), lambda m, x: m.stages(x)])
+def test_images_that_a_transformer_does_not_take_are_named(ask):
+    tiles = timm("vit_tiny_patch16_224", image_size=32, patch_size=4, dynamic=True, depth=1)
+    with pytest.raises(ValueError, match=r"no images of 9x9 .* patch size \(4\)"):
+        ask(tiles, torch.rand(1, 3, 9, 9))
+    fixed = timm("vit_tiny_patch16_224", image_size=64, depth=1)
+    with pytest.raises(ValueError, match=r"no images of 32x32 .* or backbone.dynamic=true"):
+        ask(fixed, torch.rand(1, 3, 32, 32))
+
+
 def test_unknown_models_get_near_names():
     with pytest.raises(
         ValueError, match=r"no torchvision model 'resnet5'; did you mean .*resnet50"

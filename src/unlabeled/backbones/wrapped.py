@@ -1,6 +1,7 @@
 """Other libraries' models behind the interface of a backbone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -54,11 +55,25 @@ class Library(nn.Module):
         self.dim = self._measure()
 
     def forward(self, x: Tensor) -> Tensor:
-        return _vector(self.model(self.to_own(x)))
+        with self.fitting(x):
+            return _vector(self.model(self.to_own(x)))
 
     def to_own(self, x: Tensor) -> Tensor:
         """ImageNet-normalised images in the model's own normalisation."""
         return x * self.scale + self.shift if self.converts else x
+
+    @contextmanager
+    def fitting(self, x: Tensor) -> Iterator[None]:
+        """Raises ValueError where a model asserts that it takes no images of x's size."""
+        try:
+            yield
+        except AssertionError as error:
+            name, (height, width) = self.config["name"], x.shape[-2:]
+            raise ValueError(
+                f"{name} takes no images of {height}x{width} pixels: {error} "
+                "Choose another size of crops (or tiles), or, for a vision transformer of timm, "
+                "backbone.image_size, backbone.patch_size or backbone.dynamic=true"
+            ) from error
 
     def _measure(self) -> int:
         # Shapes only, whatever the size of the model: nothing is computed on `meta`.
@@ -103,7 +118,8 @@ class Timm(Library):
         features as a map of one position.
         """
         model: Any = self.model
-        last, maps = model.forward_intermediates(self.to_own(x))
+        with self.fitting(x):
+            last, maps = model.forward_intermediates(self.to_own(x))
         if timm_stages(model) in TIMM_STAGES and maps[-1].shape[1] == self.dim:
             return dict(zip(STAGES, maps, strict=True))
         features = _vector(model.forward_head(last))
@@ -141,7 +157,8 @@ class Transformer(Timm):
 
         hook = model.patch_drop.register_forward_hook(pick)  # behind the positional embeddings
         try:
-            tokens = model.forward_features(self.to_own(x))
+            with self.fitting(x):
+                tokens = model.forward_features(self.to_own(x))
         finally:
             hook.remove()
         return _vector(model.forward_head(tokens)), tokens
