@@ -80,11 +80,21 @@ def pack() -> bytes:
 
 
 def frequencies(folder: Path, bin_size: int) -> np.ndarray:
-    """Counts (Q,) of the pixels of all images below a folder."""
+    """Counts (Q,) of the pixels of all images below a folder.
+
+    Raises:
+        ValueError: there are none, or one cannot be read.
+    """
     colors = ColorBins(bin_size=bin_size)
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
-        with Image.open(path) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read as an image: {error}") from error
         ab = rgb_to_lab(pixels.float() / 255)[None, 1:, ::4, ::4]
         colors.count(colors.encode(ab)[0][..., 0])
     return colors.counts.numpy()
@@ -101,9 +111,13 @@ def main() -> None:
         with np.load(OUT) as file:
             print(f"{OUT}:", ", ".join(f"{name} {len(file[name])}" for name in file.files))
         return
-    if args.out is None:
-        parser.error("--images needs --out")
-    counts = frequencies(args.images, args.bin_size)
+    if args.out is None or args.out.suffix != ".npy":  # numpy would add it
+        parser.error(f"--images needs --out, a .npy file, got {args.out}")
+    try:
+        counts = frequencies(args.images, args.bin_size)
+    except ValueError as error:
+        parser.error(str(error))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     np.save(args.out, counts)
     print(f"{args.out}: {counts.sum()} pixels, {(counts > 0).sum()} of {len(counts)} bins occur")
 

@@ -26,7 +26,10 @@ def main(arguments: list[str] | None = None) -> None:
     if given.out.suffix != ".npy":  # numpy would add it, and the file would have another name
         parser.error(f"--out must end in .npy, got {given.out}")
     start = time.perf_counter()
-    rows = permutations(given.count, given.grid, given.criterion, given.seed).numpy()
+    try:
+        rows = permutations(given.count, given.grid, given.criterion, given.seed).numpy()
+    except ValueError as error:
+        parser.error(str(error))
     seconds = time.perf_counter() - start
     given.out.parent.mkdir(parents=True, exist_ok=True)
     np.save(given.out, rows.astype(np.uint8))

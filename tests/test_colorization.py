@@ -174,13 +174,30 @@ def test_a_square_meets_a_polygon_or_not(script):
     assert meets(-3.0, -3.0, 6.0)  # around it
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [(None, "holds no images"), ("half.png", "half.png cannot be read")]
+)
+def test_a_folder_that_cannot_be_counted_is_named(
+    script, tmp_path, monkeypatch, capsys, name, said
+):
+    if name is not None:
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n")
+    out = tmp_path / "new/prior.npy"
+    monkeypatch.setattr(sys, "argv", ["x", "--images", str(tmp_path), "--out", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_frequencies_of_a_folder(script, tmp_path, monkeypatch):
     from PIL import Image
 
     (tmp_path / "a").mkdir()
     Image.new("RGB", (8, 8), (128, 128, 128)).save(tmp_path / "a/grey.png")
     Image.new("RGB", (8, 4), (255, 0, 0)).save(tmp_path / "red.png")
-    out = tmp_path / "prior.npy"
+    out = tmp_path / "new/prior.npy"
     command = ["x", "--images", str(tmp_path), "--out", str(out), "--bin-size", "20"]
     monkeypatch.setattr(sys, "argv", command)
     script.main()

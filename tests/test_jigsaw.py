@@ -105,6 +105,10 @@ def test_a_script_keeps_a_set_in_a_file(tmp_path, capsys):
     with pytest.raises(SystemExit):
         script()(["10", "--out", str(tmp_path / "ten.txt")])
     assert r"must end in .npy" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        script()(["25", "--grid", "2", "--out", str(tmp_path / "more.npy")])
+    assert stop.value.code == 2
+    assert "4 tiles have 1 to 24 orders, not 25" in capsys.readouterr().err
 
 
 # Tiles of one image.
