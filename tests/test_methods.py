@@ -48,6 +48,21 @@ def test_training_reaches_every_parameter(tiny, name):
     assert ("embeddings" in method.seen) == (name not in PRETEXT)
 
 
+@pytest.mark.parametrize(
+    ("name", "crops", "says"),
+    [
+        ("simclr", "one", r"number of views than the method takes .*2, got 1.*: choose method.aug"),
+        ("npid", "two", r"number of views than the method takes .*expected 1.*: choose .*decode"),
+        ("rotation", "one", r"does not give the 'target' that the method needs: choose method"),
+    ],
+)
+def test_the_augmentation_of_another_method_is_named(tiny, name, crops, says):
+    augment = {"one": "mild_single", "two": "mild"}[crops]
+    method, data, trainer = tiny(name, f"decode={crops}", f"augment@method.augment={augment}")
+    with pytest.raises(ValueError, match=says):
+        trainer.fit(method, data)
+
+
 def digest(tensors):
     """A number that changes with any bit of a list of tensors, or with their order."""
     told = hashlib.blake2b()

@@ -1,10 +1,12 @@
 """What travels from the disk to the loss."""
 
-from typing import Any, TypedDict
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar
 
 from torch import Tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
+T = TypeVar("T")
 
 
 class Batch(TypedDict, total=False):
@@ -62,3 +64,25 @@ def normalize(x: Tensor) -> Tensor:
 def denormalize(x: Tensor) -> Tensor:
     """The inverse of `normalize`: floats in [0, 1] again."""
     return x * x.new_tensor(STD).view(3, 1, 1) + x.new_tensor(MEAN).view(3, 1, 1)
+
+
+def taken_by(loss: Callable[[Batch], T], batch: Batch) -> T:
+    """What a loss makes of an augmented batch.
+
+    Raises:
+        ValueError: it takes another number of views than there are, or something of a batch that
+            this one has not: another method's augmentation was chosen.
+    """
+    try:
+        return loss(batch)
+    except (ValueError, KeyError) as error:
+        if isinstance(error, KeyError) and str(error).strip("'") in Batch.__annotations__:
+            said = f"does not give the {error} that the method needs"
+        elif "values to unpack" in str(error):
+            said = f"gives another number of views than the method takes ({error})"
+        else:
+            raise
+        raise ValueError(
+            f"the augmentation {said}: choose method.augment and decode as the method's file in "
+            "conf/method does"
+        ) from error

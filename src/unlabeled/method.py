@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled import dist
-from unlabeled.batch import Batch
+from unlabeled.batch import Batch, taken_by
 from unlabeled.draws import Draws, seed_of
 from unlabeled.optim import Optim
 
@@ -204,7 +204,7 @@ class Method(pl.LightningModule):
         self.step = batch["step"]
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             batch = self.augment(batch, self.draws("augment", len(batch["index"])))
-        terms = self.loss(batch)
+        terms = taken_by(self.loss, batch)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         for name, term in terms.items():
             self.note(name, term)
