@@ -6,6 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from unlabeled.draws import Draws
+from unlabeled.methods.barlow_twins import BarlowTwins
+from unlabeled.methods.simclr import SimCLR
+from unlabeled.methods.simsiam import SimSiam
+from unlabeled.methods.swav import SwAV
+from unlabeled.methods.vicreg import VICReg
 from unlabeled.parts import ema
 from unlabeled.parts.clustering import kmeans
 from unlabeled.parts.memory import MemoryBank, Queue
@@ -115,3 +120,11 @@ def test_kmeans_finds_separate_clusters_and_repeats_itself():
     assert len(groups[0].unique()) == 4
     with pytest.raises(ValueError, match="101 clusters"):
         kmeans(x, 101)
+
+
+@pytest.mark.parametrize("kind", [BarlowTwins, SimCLR, SimSiam, SwAV, VICReg])
+def test_a_head_of_no_layers_is_refused(kind):
+    backbone = nn.Linear(4, 4)
+    backbone.dim = 4
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        kind(backbone, nn.Identity(), None, depth=0)

@@ -180,7 +180,7 @@ def test_chunks_reach_the_method():
     ("options", "word"),
     [
         ({"chunk": 0}, "chunk must be at least 1"),
-        ({"norm_hinge": -1.0}, "norm_hinge is a weight"),
+        ({"norm_hinge": -1.0}, "norm_hinge must be at least 0, got -1"),
         ({"temperature": 0.0}, "temperature must be positive"),
     ],
 )

@@ -83,6 +83,8 @@ class BarlowTwins(Method):
         super().__init__(backbone, augment, optim)
         if lambd <= 0:
             raise ValueError(f"lambd must be positive, got {lambd}")
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
         self.lambd, self.centred, self.scale, self.joint = lambd, centred, scale, joint
         self.undivided = undivided
         self.projector = mlp(self.feature_dim, *[width] * depth, bias=False, norm=norm)

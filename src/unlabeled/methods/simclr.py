@@ -107,8 +107,9 @@ class SimCLR(Method):
             raise ValueError(f"temperature must be positive, got {temperature}")
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1, or null for no chunks, got {chunk}")
-        if norm_hinge < 0:
-            raise ValueError(f"norm_hinge is a weight, at least 0, got {norm_hinge}")
+        for name, value, least in (("norm_hinge", norm_hinge, 0), ("depth", depth, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         self.temperature, self.include_self, self.chunk = temperature, include_self, chunk
         self.scale, self.joint, self.hinge = scale, joint, norm_hinge
         widths = [hidden] * (depth - 1)

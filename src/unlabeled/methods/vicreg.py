@@ -101,6 +101,8 @@ class VICReg(Method):
         for name, weight in weights.items():
             if weight < 0:
                 raise ValueError(f"{name} is a weight, at least 0, got {weight}")
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
         self.lambd, self.mu, self.nu, self.halve_variance = lambd, mu, nu, halve_variance
         self.hinge, self.joint = norm_hinge, joint
         self.expander = mlp(self.feature_dim, *[width] * depth, last_bias=False, norm=norm)
