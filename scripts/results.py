@@ -145,12 +145,14 @@ def table(methods: tuple[str, ...]) -> str:
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             return f"{statistics.fmean(values):.1f}{spread}"
 
-        first = all_of[0]
+        def stages(name: str, all_of: list[dict[str, Any]] = all_of) -> str:
+            return ", ".join(sorted({found[name] for found in all_of}))
+
         lines.append(
             f"| `{method}` | {mean('images'):,.0f} | {mean('minutes'):.1f} | {shown('knn')} | "
             f"{shown('random knn')} | {shown('final')} | {shown('random final')} | "
-            f"{shown('linear')} ({first['stage']}) | "
-            f"{shown('random linear')} ({first['random stage']}) | {len(runs)} |"
+            f"{shown('linear')} ({stages('stage')}) | "
+            f"{shown('random linear')} ({stages('random stage')}) | {len(runs)} |"
         )
         near, linear = 100 * mean("pixels knn"), 100 * mean("pixels linear")
         pixels = f"Raw pixels: kNN {near:.1f}, linear {linear:.1f}."

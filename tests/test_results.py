@@ -28,9 +28,11 @@ def test_every_method_is_in_the_table(results):
 def test_seeds_are_averaged_and_a_record_is_not_repeated(results, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RECORDS", tmp_path)
     first = json.loads(next((ROOT / "docs/results").glob("simclr_seed0.json")).read_text())
-    for seed, knn in enumerate((0.40, 0.44)):
-        results.record("simclr", seed).write_text(json.dumps({**first, "knn": knn}))
+    for seed, (knn, stage) in enumerate(((0.40, "res2"), (0.44, "conv1"))):
+        found = {**first, "knn": knn, "stage": stage}
+        results.record("simclr", seed).write_text(json.dumps(found))
     assert "| 42.0 ± 2.8 |" in results.table(("simclr",))
+    assert "(conv1, res2) |" in results.table(("simclr",))
     assert results.table(("simclr",)).splitlines()[2].endswith("| 2 |")
     monkeypatch.setattr(results, "unlabeled", lambda *_: pytest.fail("ran again"))
     monkeypatch.setattr(sys, "argv", ["results.py", "--methods", "simclr", "--seeds", "0", "1"])
