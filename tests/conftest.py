@@ -109,6 +109,8 @@ OWN = {
     "denoising_autoencoder": ["method.decoder.widths=[16, 8, 8]"],
     "inpainting": ["method.decoder.widths=[16, 8, 8]"],
     "inpainting_adversarial": [
+        *("augment@method.augment=inpainting_centre", "method.augment.overlap=2"),
+        *("method.predicts=hole", "method.augment.cell=0.13"),
         *("method.decoder.widths=[16, 8]", "method.decoder.units=16"),
         *("method.discriminator.side=14", "method.discriminator.width=8"),
     ],
