@@ -53,15 +53,12 @@ def named(resume: str, trainer: Mapping[str, Any]) -> Path:
         saved = read(path)
     except (DamagedError, ValueError, OSError) as error:
         raise InputError(f"resume={resume}: {error}") from error
-    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
-    for key, most, passed in (
-        ("max_epochs", epochs, saved["epoch"] + 1),
-        ("max_steps", steps, saved["global_step"]),
-    ):
-        if most is not None and 0 <= most < passed:
+    for unit, reached in (("epoch", saved["epoch"] + 1), ("step", saved["global_step"])):
+        most = trainer.get(f"max_{unit}s")
+        if most is not None and 0 <= most < reached:  # it would train nothing
             raise InputError(
-                f"resume={resume}: {path} is in its {key.removeprefix('max_')[:-1]} {passed}, and "
-                f"this run ends after {most}: write trainer.{key} of at least {passed}"
+                f"resume={resume}: {path} has reached {unit} {reached}, and this run ends after "
+                f"{most}: write trainer.max_{unit}s of at least {reached}"
             )
     return path
 
